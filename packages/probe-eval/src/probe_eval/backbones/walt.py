@@ -1,0 +1,97 @@
+"""I-WALT and V-WALT with their tokenizer, as frozen backbones.
+
+Axes: b batch, T H W pixels, t h w latent grid, d width.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import walt_core
+import walt_tokenizer
+
+TOKENIZER_FILE = "tokenizer.safetensors"
+WINDOWS: dict[str, walt_core.Windows] = {"i-walt": "spatial", "v-walt": "spatiotemporal"}
+
+
+class WaltBackbone:
+    """Tokenizer, noise and one denoiser pass up to the block that is read.
+
+    Reference: From Image to Video, Sec. 3.4 and Fig. 2.
+    """
+
+    def __init__(
+        self, name: str, tokenizer: walt_tokenizer.VideoTokenizer, denoiser: walt_core.Walt
+    ) -> None:
+        if tokenizer.config.latent_channels != denoiser.config.latent_channels:
+            raise ValueError(
+                f"tokenizer has {tokenizer.config.latent_channels} latent channels but {name} "
+                f"takes {denoiser.config.latent_channels}; use the pair that was trained together"
+            )
+        self.name = name
+        self.tokenizer = tokenizer.eval().requires_grad_(False)
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.num_blocks = denoiser.config.depth
+        self.width = denoiser.config.width
+        modules = (self.tokenizer, self.denoiser)
+        self.num_parameters = sum(p.numel() for m in modules for p in m.parameters())
+        self.weights_hash = hash_weights(*modules)
+
+    @torch.inference_mode()
+    def features(
+        self,
+        video: Float[Tensor, "b 3 T H W"],
+        *,
+        blocks: Sequence[int],
+        timestep: int,
+        seed: int,
+        sample_ids: Sequence[str],
+    ) -> dict[int, Float[Tensor, "b t h w d"]]:
+        """See `FrozenBackbone.features`."""
+        latents = self.tokenizer.encode(video, normalize=True)
+        return self.denoiser.features(
+            latents, blocks=blocks, timestep=timestep, seed=seed, sample_ids=sample_ids
+        )
+
+    def noise_level(self, timestep: int) -> dict[str, float]:
+        """See `FrozenBackbone.noise_level`."""
+        return self.denoiser.schedule.level(timestep)
+
+
+def hash_weights(*modules: nn.Module) -> str:
+    """Hash over the names, types and values of all tensors."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load(name: str, pretrained: str) -> WaltBackbone:
+    """Reads tokenizer and denoiser from the folder that `probe-eval pretrain` wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged, or the denoiser is not of the kind its name says.
+    """
+    folder = Path(pretrained)
+    paths = [folder / TOKENIZER_FILE, folder / f"{name}.safetensors"]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"pretrained folder {folder} has no {path.name}; make it with "
+                f"`probe-eval pretrain --output {folder}`"
+            )
+    tokenizer = walt_tokenizer.load_checkpoint(paths[0])
+    denoiser = walt_core.load_checkpoint(paths[1])
+    if denoiser.config.windows != WINDOWS[name]:
+        raise ValueError(
+            f"{paths[1]} has windows {denoiser.config.windows!r} but {name} needs "
+            f"{WINDOWS[name]!r}; it is a checkpoint of another configuration"
+        )
+    return WaltBackbone(name, tokenizer, denoiser)

@@ -1,0 +1,181 @@
+"""The command line: frozen configurations in, one line per error out.
+
+Imports torch only after the arguments have been understood.
+"""
+
+import dataclasses
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from probe_eval.config import DemoConfig, PretrainConfig, ShowConfig
+from probe_eval.distributed import is_main_process
+from probe_eval.recipes import RECIPES
+
+PROG = "probe-eval"
+SUMMARY = """Probes frozen image and video models with light readouts.
+
+commands:
+  demo       pretrain tiny twins, probe them, draw them, write one page (start here)
+  pretrain   train a tokenizer, I-WALT and V-WALT on a data set or a folder of videos
+  run        train one readout on frozen features and write its record
+  show       draw frames and the features of both twins for video files
+
+options:
+  -h, --help   this text; after a command, that command's options with defaults and units
+  --version    the version
+  --debug      on an error, the whole traceback
+
+`accelerate launch -m probe_eval COMMAND ...` runs a command on many processes.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Show(ShowConfig):
+    """Frames, first principal component of both twins, and where they differ."""
+
+    videos: tyro.conf.Positional[tuple[str, ...]]
+    """Video files: mp4, mov, webm or mkv."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit status: 0, or 2 after bad input, which is told in one line.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return run(words)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{PROG}: error: {message}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"{PROG}: stopped; the same command resumes", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def run(words: list[str]) -> int:
+    """Understands the words and runs the command.
+
+    Raises:
+        ValueError: for an unknown command or recipe, or whatever the command refuses.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(SUMMARY, end="")  # noqa: T201
+        return 0
+    if words[0] == "--version":
+        from probe_eval import __version__
+
+        print(f"{PROG} {__version__}")  # noqa: T201
+        return 0
+    command = known("command", words[0], COMMANDS)
+    return COMMANDS[command](words[1:])
+
+
+def known(kind: str, name: str, names: Any) -> str:
+    """`name`, if it is one of `names`.
+
+    Raises:
+        ValueError: naming the known ones, and the nearest.
+    """
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")
+
+
+def parse(kind: Any, words: list[str], command: str, default: Any = None) -> Any:
+    """A configuration from words; `--help` and mistakes end the program, as tyro says them."""
+    given = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=words,
+        prog=f"{PROG} {command}",
+        console_outputs=is_main_process(),
+        **given,
+    )
+
+
+def start() -> Any:
+    """Logging on rank 0, and the Accelerate handle."""
+    level = logging.INFO if is_main_process() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    from probe_eval.distributed import create_accelerator
+
+    return create_accelerator()
+
+
+def demo(words: list[str]) -> int:
+    """`probe-eval demo`."""
+    config = parse(DemoConfig, words, "demo")
+    from probe_eval.demo import run_demo
+
+    run_demo(config, start())
+    return 0
+
+
+def pretrain(words: list[str]) -> int:
+    """`probe-eval pretrain`."""
+    config = parse(PretrainConfig, words, "pretrain")
+    from probe_eval.pretrain import run_pretrain
+
+    accelerator = start()
+    folder = run_pretrain(config, accelerator)
+    accelerator.print(f"wrote {folder}")
+    return 0
+
+
+def run_recipe(words: list[str]) -> int:
+    """`probe-eval run RECIPE`."""
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"usage: {PROG} run RECIPE [options]", "", "recipes:"]
+        lines += [
+            f"  {name:24s} {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()
+        ]
+        lines += ["", f"`{PROG} run RECIPE --help` lists the options with the recipe's values."]
+        print("\n".join(lines))  # noqa: T201
+        return 0
+    recipe = known("recipe", words[0], RECIPES)
+    default = RECIPES[recipe]()
+    config = parse(type(default), words[1:], f"run {recipe}", default)
+    from probe_eval.probe import run_probe
+
+    accelerator = start()
+    record = run_probe(config, accelerator)
+    metric = record["metric"]
+    accelerator.print(
+        f"{record['task']} on {record['backbone']['name']}: {metric['name']} "
+        f"{metric['value']:.4f} (chance {metric['chance']:.4f})  {config.output}/record.json"
+    )
+    return 0
+
+
+def show(words: list[str]) -> int:
+    """`probe-eval show VIDEO...`."""
+    config = parse(Show, words, "show")
+    from probe_eval.show import run_show
+
+    run_show(config.videos, config, start())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "run": run_recipe,
+    "show": show,
+}
+"""Name -> command."""

@@ -1,0 +1,62 @@
+"""Data sets as runs use them: opened from a configuration, cut to a limit."""
+
+from collections.abc import Mapping
+
+from probe_datasets import ClipDataset, Coverage, VideoExample, open_dataset
+from probe_eval.config import DataConfig
+
+
+class FirstClips:
+    """The first clips of a data set."""
+
+    def __init__(self, dataset: ClipDataset, limit: int) -> None:
+        self.dataset, self.limit = dataset, min(limit, len(dataset))
+
+    def __len__(self) -> int:
+        return self.limit
+
+    def __getitem__(self, index: int) -> VideoExample:
+        if not 0 <= index < self.limit:
+            raise IndexError(f"clip {index} is outside the first {self.limit}")
+        return self.dataset[index]
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        """The classes of the whole data set."""
+        return self.dataset.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole data set, and the limit."""
+        return f"{self.dataset.fingerprint}/first-{self.limit}"
+
+    @property
+    def coverage(self) -> Coverage:
+        """A limit was asked for, so what lies beyond it is not missing."""
+        return Coverage(expected=self.limit, found=self.limit)
+
+    def sample_id(self, index: int) -> str:
+        """Name of a clip."""
+        return self.dataset.sample_id(index)
+
+
+def open_split(config: DataConfig, split: str) -> ClipDataset:
+    """One split of the data.
+
+    Raises:
+        ValueError: for an unknown data set or split, an empty one, or settings it refuses.
+    """
+    if config.limit < 0:
+        raise ValueError(f"limit {config.limit} must be 0 (all clips) or positive")
+    dataset = open_dataset(
+        config.dataset,
+        split=split,
+        root=config.root or None,
+        num_frames=config.num_frames,
+        stride=config.stride,
+        size=config.size,
+        seed=config.seed,
+    )
+    if not len(dataset):
+        raise ValueError(f"split {split!r} of data set {config.dataset!r} is empty")
+    return FirstClips(dataset, config.limit) if config.limit else dataset

@@ -1,0 +1,42 @@
+"""One or many processes: what each of them is, and what they tell each other."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks; known before torch is imported."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def create_accelerator() -> "Accelerator":
+    """The Accelerate handle, after a check that it sees every launched process.
+
+    Raises:
+        ValueError: if the launcher started more processes than Accelerate sees.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
+            "on a machine without GPUs set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def gather_items(accelerator: "Accelerator", items: Sequence[T]) -> list[T]:
+    """All processes' items on every process, in the order of the ranks."""
+    if accelerator.num_processes == 1:
+        return list(items)
+    from accelerate.utils import gather_object
+
+    return list(gather_object(list(items)))

@@ -1,0 +1,35 @@
+"""The optimiser and its schedule, both from one config."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from probe_eval.config import OptimConfig
+
+
+def create_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with eps 1e-8.
+
+    Reference: From Image to Video, Table 7.
+    """
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.peak_lr,
+        betas=(0.9, config.beta2),
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+    )
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear from 0 to the peak, then cosine to the end.
+
+    Reference: From Image to Video, App. E and Table 7.
+    """
+    if step < config.warmup_steps:
+        return config.peak_lr * step / config.warmup_steps
+    span = max(config.steps - config.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / span))
+    return config.end_lr + (config.peak_lr - config.end_lr) * cosine

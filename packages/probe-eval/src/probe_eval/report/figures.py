@@ -1,0 +1,128 @@
+"""Figures as functions of plain data; each writes one PNG.
+
+Axes: T H W pixels, t h w feature grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"i-walt": "#3b6fb6", "v-walt": "#d1602b", "tokenizer": "#5b8c5a"}
+LABELS = {"i-walt": "I-WALT", "v-walt": "V-WALT", "tokenizer": "tokenizer"}
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure so that the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(path)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure that belongs to no window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_twins(
+    frames: UInt8[Tensor, "T 3 H W"],
+    maps: Mapping[str, Float[Tensor, "t h w"]],
+    path: Path,
+    *,
+    title: str,
+) -> None:
+    """Rows: frames, the first principal component of each twin, and their difference.
+
+    One column per latent time step; the frame shown is the last one that the latent holds.
+
+    Reference: From Image to Video, Fig. 3.
+
+    Args:
+        frames: the clip, bytes.
+        maps: components in [0, 1] of two backbones on the same grid.
+        path: the PNG.
+        title: what the picture shows.
+    """
+    (first, first_map), (second, second_map) = maps.items()
+    steps = first_map.shape[0]
+    period = (frames.shape[0] - 1) // max(steps - 1, 1)
+    figure = new_figure(1.75 * steps + 1.2, 7.6)
+    axes = figure.subplots(4, steps, squeeze=False)
+    for step in range(steps):
+        frame = step * period
+        axes[0, step].imshow(rearrange(frames[frame], "c h w -> h w c").numpy())
+        axes[0, step].set_title(f"frame {frame}", fontsize=9)
+        axes[1, step].imshow(first_map[step].numpy(), cmap="viridis", vmin=0, vmax=1)
+        axes[2, step].imshow(second_map[step].numpy(), cmap="viridis", vmin=0, vmax=1)
+        difference = second_map[step] - first_map[step]
+        axes[3, step].imshow(difference.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+    names = [LABELS.get(name, name) for name in (first, second)]
+    rows = ("frames", *(f"{name}\nfirst component" for name in names), f"{names[1]}\n- {names[0]}")
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(row, fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.colorbar(axes[2, 0].images[0], ax=axes[1:3, :], shrink=0.6)
+    figure.colorbar(axes[3, 0].images[0], ax=axes[3, :], shrink=0.9)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def draw_losses(losses: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Training loss over steps, one panel per model."""
+    figure = new_figure(3.4 * len(losses), 2.8)
+    for axis, (name, curve) in zip(
+        figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True
+    ):
+        steps, values = zip(*curve, strict=True)
+        axis.plot(steps, values, color=COLOURS.get(name), linewidth=1)
+        axis.set(title=LABELS.get(name, name), xlabel="step", ylabel="loss", yscale="log")
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def draw_scores(
+    rows: Sequence[Mapping[str, Any]], path: Path, *, names: Sequence[str] = ("i-walt", "v-walt")
+) -> None:
+    """Score of every backbone on every task with its spread over seeds, and the chance level.
+
+    Args:
+        rows: one per (task, backbone, control) with `task`, `backbone`, `shuffled`, `mean`,
+            `std` and `chance`.
+        path: the PNG.
+        names: backbones, in the order of the bars.
+    """
+    tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
+    figure = new_figure(3.6 * len(tasks), 3.2)
+    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        for place, name in enumerate(names):
+            for row in rows:
+                if row["task"] != task or row["backbone"] != name:
+                    continue
+                shuffled = bool(row["shuffled"])
+                axis.bar(
+                    place + (0.4 if shuffled else 0.0),
+                    float(row["mean"]),
+                    0.36,
+                    yerr=float(row["std"]),
+                    capsize=3,
+                    color=COLOURS.get(name),
+                    alpha=0.35 if shuffled else 1.0,
+                )
+            axis.axhline(float(rows[0]["chance"]), color="black", linewidth=0.8, linestyle=":")
+        axis.set_xticks([place + 0.2 for place in range(len(names))])
+        axis.set_xticklabels([LABELS.get(name, name) for name in names])
+        axis.set(title=f"{task} (pale: shuffled labels, dotted: chance)", ylim=(0, 1))
+        axis.title.set_fontsize(9)
+        axis.set_ylabel("top-1 accuracy")
+    save(figure, path)

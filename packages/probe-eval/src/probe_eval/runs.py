@@ -1,0 +1,88 @@
+"""Results folders: claimed by one configuration, written atomically, resumed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is there whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text so that the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        ValueError: if the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); delete the folder {path.parent} to start again"
+        ) from error
+
+
+def claim(folder: Path, kind: str, config: dict[str, Any], *, write: bool) -> bool:
+    """Makes a results folder this run's own, or recognises it as such.
+
+    Args:
+        folder: the results folder.
+        kind: what made it: `probe`, `pretrain` or `demo`.
+        config: everything that decides the result.
+        write: whether this process creates the folder (the main process only).
+
+    Returns:
+        Whether the folder already held this very run, to be resumed.
+
+    Raises:
+        ValueError: if the folder holds another run (the differing settings are named) or other
+            files, or is not a folder.
+    """
+    identity = json.loads(json.dumps({"kind": kind, "config": config}))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"results folder {folder} is a file; choose another --output")
+    path = folder / RUN_FILE
+    if path.is_file():
+        differences = compare(read_json(path), identity)
+        if differences:
+            raise ValueError(
+                f"results folder {folder} already holds another run ({'; '.join(differences)}); "
+                "choose another --output, or delete the folder"
+            )
+        return True
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise ValueError(
+            f"results folder {folder} holds files that are not a run of probe-eval; "
+            "choose an empty or new folder as --output"
+        )
+    if write:
+        write_json(path, identity)
+    return False
+
+
+def compare(old: Any, new: Any, name: str = "") -> list[str]:
+    """One phrase for each setting in which two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(old) + [key for key in new if key not in old]
+        return [
+            phrase
+            for key in keys
+            for phrase in compare(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"{name.removeprefix('config.')} is {old!r} there, {new!r} here"]
