@@ -179,7 +179,7 @@ def damaged_payload(source: Path, target: Path) -> Path:
     """A copy with bytes of the frame data inverted, all sizes right."""
     content = bytearray(source.read_bytes())
     start = content.index(b"mdat") + 4
-    for at in range(start + (len(content) - start) // 3, len(content) - 3000, 331):
+    for at in range(start + (len(content) - start) * 2 // 3, len(content) - 3000, 331):
         content[at] ^= 0xFF
     target.write_bytes(content)
     return target
@@ -196,7 +196,9 @@ def test_damage_inside_frames_is_found_by_verification(
     path = damaged_payload(whole, tmp_path / "damaged.mp4")
     scan_video(whole)
     assert scan_video(path, verify=False).num_frames == 40
-    with pytest.raises(VideoError, match=r"of 40.*expected an undamaged file; copy or download"):
+    with pytest.raises(
+        VideoError, match=r"of (its )?40.*expected an undamaged file; copy or download"
+    ):
         scan_video(path)
 
 

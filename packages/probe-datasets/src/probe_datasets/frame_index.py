@@ -117,7 +117,7 @@ def _build(path: str, size: int, _changed: int) -> FrameIndex:
         if any(entry.pos + entry.size > size for entry in indexed):
             raise video_error(path, _CUT_INSIDE, "the whole file", FETCH_AGAIN)
         if first is None or not times:
-            raise video_error(path, "has no frame that decodes", "at least one frame", CONVERT)
+            raise video_error(path, "has no frame that decodes", "at least one frame", FETCH_AGAIN)
         if len(set(times)) != len(times):
             raise video_error(path, "shows two frames at once", "a time for each frame", CONVERT)
         # With periodic intra refresh the "keyframes" are none: decoding from one gives a smear.

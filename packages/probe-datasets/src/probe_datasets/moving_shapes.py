@@ -10,7 +10,7 @@ Axes: T H W pixels, m objects, xy positions in [0, 1) of the canvas.
 
 import hashlib
 import math
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -25,6 +25,7 @@ DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down
 NUM_CLIPS = {"train": 2304, "validation": 576}
 
 
+@runtime_checkable
 class Uniform(Protocol):
     """Draws uniform numbers of any shape from the clip's own generator."""
 

@@ -61,6 +61,7 @@ def open_dataset(
     stride: int = 1,
     size: int = 64,
     seed: int = 0,
+    **options: object,
 ) -> ClipDataset:
     """Open one split of a registered dataset.
 
@@ -72,6 +73,7 @@ def open_dataset(
         stride: distance between neighbouring frames of a clip, in frames of the video.
         size: height and width of a clip in pixels.
         seed: decides whatever is random about the examples.
+        options: what else this dataset's builder takes, such as `on_error` of a folder.
 
     Returns:
         The split, whose items are a `VideoExample` or a `LabelledVideoExample`.
@@ -98,4 +100,4 @@ def open_dataset(
         "size": size,
         "seed": seed,
     }
-    return spec.load_builder()(**({"root": root} if spec.needs_root else {}), **settings)
+    return spec.load_builder()(**({"root": root} if spec.needs_root else {}), **settings, **options)

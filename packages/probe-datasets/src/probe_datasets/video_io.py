@@ -104,7 +104,7 @@ def read_frames(
         if backend == "torchcodec":
             expected = "a file on which both backends agree"
             raise video_error(path, str(error), expected, "use backend='auto'") from error
-        _log.info("%s: reading with PyAV, since it %s", path, error)
+        _log.debug("%s: reading with PyAV, since it %s", path, error)
         return _read_pyav(index, wanted)
 
 

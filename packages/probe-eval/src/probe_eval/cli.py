@@ -28,6 +28,7 @@ commands:
 options:
   -h, --help   this text; after a command, that command's options with defaults and units
   --version    the version
+  -v           say more: what every package logs
   --debug      on an error, the whole traceback
 
 `accelerate launch -m probe_eval COMMAND ...` runs a command on many processes.
@@ -49,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after bad input, which is told in one line.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    debug, verbose = "--debug" in words, "-v" in words
+    words = [word for word in words if word not in ("--debug", "-v")]
+    start_logging(verbose)
     try:
         return run(words)
     except (ValueError, OSError, ImportError) as error:
@@ -109,10 +111,19 @@ def parse(kind: Any, words: list[str], command: str, default: Any = None) -> Any
     )
 
 
+def start_logging(verbose: bool) -> None:
+    """Messages on rank 0: this program's, or with `verbose` those of all packages."""
+    logging.basicConfig(
+        level=logging.INFO if verbose and is_main_process() else logging.WARNING,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
+    if is_main_process():
+        logging.getLogger("probe_eval").setLevel(logging.INFO)
+
+
 def start() -> Any:
-    """Logging on rank 0, and the Accelerate handle."""
-    level = logging.INFO if is_main_process() else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    """The Accelerate handle."""
     from probe_eval.distributed import create_accelerator
 
     return create_accelerator()

@@ -22,6 +22,10 @@ class DataConfig:
     """Seed of rendered data, and of random clip positions."""
     limit: int = 0
     """Use only the first clips of each split; 0 uses all."""
+    clips_per_video: int = 1
+    """Random clips taken of each video file; data sets that are not of files have 1."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A video that cannot be read ends the run, or is skipped and counted in the record."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

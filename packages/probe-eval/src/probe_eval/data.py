@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from probe_datasets import ClipDataset, Coverage, VideoExample, open_dataset
+from probe_datasets import (
+    DATASETS,
+    ClipDataset,
+    Coverage,
+    FolderDataset,
+    VideoExample,
+    open_dataset,
+)
 from probe_eval.config import DataConfig
 
 
@@ -40,14 +47,54 @@ class FirstClips:
         return self.dataset.sample_id(index)
 
 
+class ManyClips:
+    """Several random clips of each video of a folder."""
+
+    def __init__(self, dataset: FolderDataset, clips_per_video: int) -> None:
+        self.dataset, self.clips_per_video = dataset, clips_per_video
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.clips_per_video
+
+    def __getitem__(self, index: int) -> VideoExample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} is outside the {len(self)} clips")
+        video, draw = divmod(index, self.clips_per_video)
+        return {**self.dataset.clip(video, draw), "sample_id": self.sample_id(index)}
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        """The classes of the folder."""
+        return self.dataset.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the folder, and the number of clips."""
+        return f"{self.dataset.fingerprint}/{self.clips_per_video}-clips"
+
+    @property
+    def coverage(self) -> Coverage:
+        """Counts videos, not clips."""
+        return self.dataset.coverage
+
+    def sample_id(self, index: int) -> str:
+        """Name of the video and number of the clip."""
+        video, draw = divmod(index, self.clips_per_video)
+        return f"{self.dataset.sample_id(video)}#{draw}"
+
+
 def open_split(config: DataConfig, split: str) -> ClipDataset:
     """One split of the data.
 
     Raises:
         ValueError: for an unknown data set or split, an empty one, or settings it refuses.
     """
-    if config.limit < 0:
-        raise ValueError(f"limit {config.limit} must be 0 (all clips) or positive")
+    if config.limit < 0 or config.clips_per_video < 1:
+        raise ValueError(
+            f"limit {config.limit} must be 0 (all clips) or positive, and clips_per_video "
+            f"{config.clips_per_video} at least 1"
+        )
+    of_files = config.dataset in DATASETS and DATASETS[config.dataset].needs_root
     dataset = open_dataset(
         config.dataset,
         split=split,
@@ -56,7 +103,15 @@ def open_split(config: DataConfig, split: str) -> ClipDataset:
         stride=config.stride,
         size=config.size,
         seed=config.seed,
+        **({"on_error": config.on_error} if of_files else {}),
     )
+    if isinstance(dataset, FolderDataset):
+        dataset = ManyClips(dataset, config.clips_per_video)
+    elif config.clips_per_video > 1:
+        raise ValueError(
+            f"data set {config.dataset!r} has one clip a sample; clips_per_video is for folders "
+            "of videos"
+        )
     if not len(dataset):
         raise ValueError(f"split {split!r} of data set {config.dataset!r} is empty")
     return FirstClips(dataset, config.limit) if config.limit else dataset

@@ -54,7 +54,7 @@ class WaltConfig:
             )
         if self.attention not in get_args(AttentionImpl):
             raise ValueError(
-                f"attention {self.attention!r} must be one of {', '.join(get_args(AttentionImpl))}; "
+                f"attention {self.attention!r} must be {', '.join(get_args(AttentionImpl))}; "
                 "the relative position bias needs a kernel that takes one"
             )
         if self.spatial_window[0] != 1:
