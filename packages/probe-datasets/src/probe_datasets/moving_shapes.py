@@ -20,9 +20,15 @@ from torch import Tensor
 from probe_datasets.schema import Coverage, LabelledVideoExample
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "bars")
-ACTIONS = ("left", "right", "up", "down", "still", "shake")
-DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-NUM_CLIPS = {"train": 2304, "validation": 576}
+DIRECTIONS = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "still": (0.0, 0.0),
+}
+ACTIONS = tuple(DIRECTIONS)
+NUM_CLIPS = {"train": 2400, "validation": 600}
 
 
 @runtime_checkable
@@ -171,7 +177,7 @@ def render(
         centre = position + offset
         dx = torch.remainder(xs - centre[:, 0, None, None] + 0.5, 1.0) - 0.5
         dy = torch.remainder(ys - centre[:, 1, None, None] + 0.5, 1.0) - 0.5
-        radius = float(uniform(1, low=0.15, high=0.2))
+        radius = float(uniform(1, low=0.17, high=0.22))
         alpha = (0.5 - signed_distance(shape, dx, dy, radius) * size).clamp(0, 1)
         colour = texture(dx, dy, radius, uniform)
         frames = frames * (1 - alpha) + colour * alpha
@@ -181,21 +187,14 @@ def render(
 def motion(action: str, time: Float[Tensor, " T"], uniform: Uniform) -> Float[Tensor, "T 2"]:
     """Shift xy of every object at every time, in canvas widths; 2 to 4 % of the canvas a step."""
     speed = uniform(1, low=0.02, high=0.04)
-    phase = uniform(1, high=2 * math.pi)
-    angle = uniform(1, high=2 * math.pi)
-    if action in DIRECTIONS:
-        return time[:, None] * speed * torch.tensor(DIRECTIONS[action])
-    if action == "still":
-        return torch.zeros(len(time), 2)
-    swing = torch.sin(time * (2 * math.pi / 8) + phase) * speed * 2
-    return swing[:, None] * torch.cat([angle.cos(), angle.sin()])
+    return time[:, None] * speed * torch.tensor(DIRECTIONS[action])
 
 
 def ground(
     xs: Float[Tensor, "H W"], ys: Float[Tensor, "H W"], uniform: Uniform
 ) -> Float[Tensor, "3 H W"]:
     """A dim, smooth, static texture that wraps around."""
-    base = uniform(3, low=-0.7, high=-0.1)
+    base = uniform(3, low=-0.8, high=-0.3)
     canvas = base[:, None, None].expand(3, *xs.shape)
     for _ in range(3):
         frequency = torch.floor(uniform(2, low=-2.0, high=3.0))
@@ -209,7 +208,7 @@ def texture(
     dx: Float[Tensor, "T H W"], dy: Float[Tensor, "T H W"], radius: float, uniform: Uniform
 ) -> Float[Tensor, "3 T H W"]:
     """Colour of an object at each pixel: soft stripes that move with it."""
-    bright, dark = uniform(3, low=0.2, high=1.0), uniform(3, low=-0.6, high=0.4)
+    bright, dark = uniform(3, low=0.3, high=1.0), uniform(3, low=-0.2, high=0.5)
     angle, phase = uniform(1, high=math.pi), uniform(1, high=2 * math.pi)
     across = (dx * angle.cos() + dy * angle.sin()) / radius
     mix = 0.5 + 0.5 * torch.sin(across * math.pi + phase)

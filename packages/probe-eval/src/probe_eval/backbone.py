@@ -5,12 +5,13 @@ Axes: b batch, T H W pixels, t h w feature grid, d width.
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class FrozenBackbone(Protocol):
     """A pretrained model whose features readouts are trained on."""
 

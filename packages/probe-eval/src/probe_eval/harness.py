@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +30,7 @@ KEPT_CHECKPOINTS = 2
 Batch = dict[str, Tensor]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a training run optimises."""
 
@@ -203,6 +204,7 @@ def save(accelerator: Accelerator, folder: Path, step: int, losses: list) -> Non
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(partial / "progress.json", {"step": step, "losses": losses})
+        shutil.rmtree(final, ignore_errors=True)  # there only when it was unreadable
         os.replace(partial, final)
         for old in sorted(home.glob("step-*"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)

@@ -184,8 +184,11 @@ def evaluate(
 def save_readout(readout: nn.Module, path: Path) -> None:
     """Writes the readout's weights so that the file is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    save_file({k: v.contiguous() for k, v in readout.state_dict().items()}, partial)
-    partial.replace(path)
+    try:
+        save_file({k: v.contiguous() for k, v in readout.state_dict().items()}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def make_record(

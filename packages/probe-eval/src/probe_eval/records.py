@@ -32,6 +32,8 @@ FIELDS: dict[str, Any] = {
     "backbone": {"name": str, "weights_hash": str, "num_parameters": int},
     "features": {"block": int, "timestep": int, "alpha": NUMBER, "sigma": NUMBER},
     "readout": {"name": str, "num_parameters": int},
+    "shuffled_labels": bool,
+    "seed": int,
     "config": dict,
     "final_loss": NUMBER,
     "environment": {"python": str, "platform": str, "processes": int, "packages": dict},
@@ -78,7 +80,7 @@ def _check(value: Any, expected: Any, name: str) -> None:
             if not isinstance(value, dict) or key not in value:
                 raise ValueError(f"{name} lacks the field {key!r}")
             _check(value[key], kind, f"{name}: {key}")
-    elif not isinstance(value, expected) or isinstance(value, bool):
+    elif not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ValueError(f"{name} is {value!r}, of the wrong type")
 
 

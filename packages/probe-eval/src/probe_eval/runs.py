@@ -31,11 +31,16 @@ def read_json(path: Path) -> Any:
         ValueError: if the file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except ValueError as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); delete the folder {path.parent} to start again"
         ) from error
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities, which Python's json takes and JSON has not."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def claim(folder: Path, kind: str, config: dict[str, Any], *, write: bool) -> bool:
@@ -66,7 +71,9 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, write: bool) -> bo
                 "choose another --output, or delete the folder"
             )
         return True
-    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    # The claim itself can be there by now, when the main process was quicker.
+    if any(not name.startswith(".") and name != RUN_FILE for name in names):
         raise ValueError(
             f"results folder {folder} holds files that are not a run of probe-eval; "
             "choose an empty or new folder as --output"

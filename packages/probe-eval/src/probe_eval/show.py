@@ -91,10 +91,10 @@ def run_show(
 
 
 def picture_name(video: str, videos: Sequence[str]) -> str:
-    """The file's stem, with its folder in front where another video has the same stem."""
+    """The file's stem, with its number behind where other videos have the same stem."""
     path = Path(video)
     same = [other for other in videos if Path(other).stem == path.stem]
-    return path.stem if len(same) == 1 else f"{path.parent.name}-{path.name.replace('.', '-')}"
+    return path.stem if len(same) == 1 else f"{path.stem}-{same.index(video) + 1}"
 
 
 def principal_maps(

@@ -19,12 +19,20 @@ class SampleScores:
         """The state of one batch.
 
         Raises:
-            ValueError: if a score is not finite, or the lengths differ.
+            ValueError: if a score is not finite, a sample has two different scores, or the
+                lengths differ.
         """
-        values = dict(zip(sample_ids, scores, strict=True))
-        bad = [sample_id for sample_id, score in values.items() if not math.isfinite(score)]
+        pairs = list(zip(sample_ids, scores, strict=True))
+        bad = [sample_id for sample_id, score in pairs if not math.isfinite(score)]
         if bad:
             raise ValueError(f"score of {bad[0]} ({len(bad)} in all) is not finite")
+        values = dict(pairs)
+        twice = [sample_id for sample_id, score in pairs if values[sample_id] != score]
+        if twice:
+            raise ValueError(
+                f"sample {twice[0]} has two scores in one batch; sample ids must be unique in a "
+                "split"
+            )
         return cls(values)
 
     def merge(self, other: "SampleScores") -> "SampleScores":

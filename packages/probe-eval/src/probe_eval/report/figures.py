@@ -22,8 +22,11 @@ def save(figure: "Figure", path: Path) -> None:
     """Writes a figure so that the file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    try:
+        figure.savefig(partial, format="png", dpi=110)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -78,8 +81,8 @@ def draw_twins(
     save(figure, path)
 
 
-def draw_losses(losses: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Training loss over steps, one panel per model."""
+def draw_losses(losses: Mapping[str, Sequence[Sequence[int | float]]], path: Path) -> None:
+    """Training loss over steps, pairs of (step, loss), one panel per model."""
     figure = new_figure(3.4 * len(losses), 2.8)
     for axis, (name, curve) in zip(
         figure.subplots(1, len(losses), squeeze=False)[0], losses.items(), strict=True
@@ -119,7 +122,8 @@ def draw_scores(
                     color=COLOURS.get(name),
                     alpha=0.35 if shuffled else 1.0,
                 )
-            axis.axhline(float(rows[0]["chance"]), color="black", linewidth=0.8, linestyle=":")
+        chance = next(float(row["chance"]) for row in rows if row["task"] == task)
+        axis.axhline(chance, color="black", linewidth=0.8, linestyle=":")
         axis.set_xticks([place + 0.2 for place in range(len(names))])
         axis.set_xticklabels([LABELS.get(name, name) for name in names])
         axis.set(title=f"{task} (pale: shuffled labels, dotted: chance)", ylim=(0, 1))

@@ -26,11 +26,13 @@ def summarise(folder: Path) -> list[dict[str, Any]]:
     Only records that agree in everything but the seed are put together.
 
     Raises:
-        ValueError: if records of one row differ in more than the seed.
+        ValueError: if records of one row differ in more than the seed, or there are none.
     """
     groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = defaultdict(list)
     for record in read_records(folder):
         groups[record["task"], record["backbone"]["name"], record["shuffled_labels"]].append(record)
+    if not groups:
+        raise ValueError(f"there is no record below {folder}; run a probe first")
     rows = []
     for (task, backbone, shuffled), records in sorted(groups.items()):
         keys = {comparability_key(record) for record in records}
@@ -59,7 +61,7 @@ def comparability_key(record: dict[str, Any]) -> str:
     """What must agree for two scores to be averaged."""
     kept = {key: record[key] for key in ("dataset", "backbone", "features", "readout", "metric")}
     kept["metric"] = {k: v for k, v in record["metric"].items() if k != "value"}
-    kept["optim"] = record["config"]["optim"]
+    kept |= {name: record["config"][name] for name in ("optim", "readout")}
     return repr(kept)
 
 

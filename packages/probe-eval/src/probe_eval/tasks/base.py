@@ -4,7 +4,7 @@ Axes: b samples, t h w feature grid, d width.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from probe_datasets import ClipDataset
 from probe_eval.config import ReadoutConfig
 
 
+@runtime_checkable
 class Task(Protocol):
     """Data, readout, loss and metric of one row of the study."""
 

@@ -1,0 +1,124 @@
+"""Fixtures: untrained twins that differ in every weight, and what a probe would leave behind."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import walt_core
+import walt_tokenizer
+from probe_eval.backbones.walt import WINDOWS
+from probe_eval.config import OptimConfig, ProbeConfig
+
+TOKENIZER = walt_tokenizer.TokenizerConfig(
+    base_channels=8,
+    channel_multipliers=(1, 1, 1, 2),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+)
+DENOISER = walt_core.WaltConfig(
+    width=16,
+    depth=4,
+    num_heads=2,
+    latent_channels=4,
+    latent_size=(2, 2, 2),
+    spatial_window=(1, 2, 2),
+    spatiotemporal_window=(2, 2, 2),
+)
+
+
+def random_weights(module: torch.nn.Module, seed: int) -> None:
+    """Gives a value to every weight, also to those that start at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.2)
+
+
+@pytest.fixture(scope="session")
+def write_twins() -> Callable[[Path], Path]:
+    """Function that writes a tokenizer and both twins, for clips of 5 x 16 x 16, to a folder."""
+
+    def write(folder: Path) -> Path:
+        tokenizer = walt_tokenizer.VideoTokenizer(TOKENIZER)
+        random_weights(tokenizer, 0)
+        walt_tokenizer.save_checkpoint(tokenizer, folder / "tokenizer.safetensors")
+        for seed, (name, windows) in enumerate(WINDOWS.items(), start=1):
+            denoiser = walt_core.Walt(dataclasses.replace(DENOISER, windows=windows))
+            random_weights(denoiser, seed)
+            walt_core.save_checkpoint(denoiser, folder / f"{name}.safetensors")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def twins(write_twins: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `probe-eval pretrain` leaves it; nobody writes to it."""
+    return write_twins(tmp_path_factory.mktemp("twins"))
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    """Three clips of 5 x 16 x 16."""
+    return torch.rand(3, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    """One process on the CPU."""
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def config() -> ProbeConfig:
+    """A probe with settings that are no defaults."""
+    return ProbeConfig(task="action", optim=OptimConfig(steps=4, batch_size=4, warmup_steps=1))
+
+
+@pytest.fixture
+def make_record(config: ProbeConfig) -> Callable[..., dict[str, Any]]:
+    """Function that makes a valid record; keyword arguments replace its fields."""
+
+    def make(**fields: Any) -> dict[str, Any]:
+        split = {"fingerprint": "f", "expected": 9, "evaluated": 9, "missing": 0, "failed": 0}
+        record = {
+            "schema_version": 1,
+            "task": "action",
+            "metric": {"name": "top1", "direction": "up", "value": 0.5, "chance": 0.25},
+            "dataset": {"name": "moving_shapes", "train": split, "validation": split},
+            "backbone": {"name": "v-walt", "weights_hash": "abc", "num_parameters": 7},
+            "features": {
+                "block": 4,
+                "timestep": 200,
+                "alpha": 0.8,
+                "sigma": 0.6,
+                "log_snr": None,
+                "noise_seed": 0,
+            },
+            "readout": {"name": "AttentiveReadout", "num_parameters": 7},
+            "shuffled_labels": False,
+            "seed": 0,
+            "config": dataclasses.asdict(config),
+            "final_loss": 1.5,
+            "environment": {
+                "python": "3.11.0",
+                "platform": "Linux",
+                "cores": 2,
+                "device": "cpu",
+                "processes": 1,
+                "packages": {"torch": "2.13.0"},
+                "git_commit": "",
+            },
+        }
+        return json.loads(json.dumps(copy.deepcopy({**record, **fields})))
+
+    return make

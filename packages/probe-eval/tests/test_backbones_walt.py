@@ -1,0 +1,183 @@
+"""I-WALT and V-WALT as frozen backbones: what they compute, and what they refuse to load."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import walt_core
+import walt_tokenizer
+from probe_eval.backbone import load_backbone
+from probe_eval.backbones.walt import WINDOWS, WaltBackbone, hash_weights, load
+
+IDS = ["a", "b", "c"]
+each_twin = pytest.mark.parametrize("name", WINDOWS)
+
+
+@each_twin
+def test_features_are_those_of_encoder_and_denoiser(
+    twins: Path, clips: torch.Tensor, name: str
+) -> None:
+    backbone = load(name, str(twins))
+    found = backbone.features(clips, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
+    tokenizer = walt_tokenizer.load_checkpoint(twins / "tokenizer.safetensors")
+    denoiser = walt_core.load_checkpoint(twins / f"{name}.safetensors")
+    with torch.no_grad():
+        latents = tokenizer.encode(clips, normalize=True)
+    expected = denoiser.features(latents, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
+    assert found.keys() == expected.keys() == {0, 3, 4}
+    for block in found:
+        assert found[block].shape == (3, 2, 2, 2, backbone.width)
+        # The default tolerance: the two copies of the weights lie at other addresses.
+        torch.testing.assert_close(found[block], expected[block])
+
+
+@each_twin
+def test_nothing_is_trained(twins: Path, clips: torch.Tensor, name: str) -> None:
+    backbone = load(name, str(twins))
+    for module in (backbone.tokenizer, backbone.denoiser):
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+    features = backbone.features(clips, blocks=(4,), timestep=0, seed=0, sample_ids=IDS)
+    assert not features[4].requires_grad
+    assert load(name, str(twins)).weights_hash == backbone.weights_hash
+
+
+@each_twin
+def test_all_parameters_are_counted(twins: Path, name: str) -> None:
+    backbone = load(name, str(twins))
+    modules = (backbone.tokenizer, backbone.denoiser)
+    assert backbone.num_parameters == sum(p.numel() for m in modules for p in m.parameters())
+    assert backbone.num_blocks == 4
+
+
+def test_only_the_video_twin_looks_across_frames(twins: Path, clips: torch.Tensor) -> None:
+    """Features of the first latent frame, which holds frame 0 alone."""
+    later = clips.clone()
+    later[:, :, 1:] = 0.5
+    for name in WINDOWS:
+        backbone = load(name, str(twins))
+        one, two = (
+            backbone.features(video, blocks=(4,), timestep=0, seed=0, sample_ids=IDS)[4][:, 0]
+            for video in (clips, later)
+        )
+        assert torch.equal(one, two) == (name == "i-walt")
+
+
+def test_noise_depends_on_the_name_of_the_clip(twins: Path, clips: torch.Tensor) -> None:
+    backbone = load("v-walt", str(twins))
+
+    def features(seed: int, ids: list[str]) -> torch.Tensor:
+        same = clips[:1].expand(3, -1, -1, -1, -1)
+        return backbone.features(same, blocks=(1,), timestep=500, seed=seed, sample_ids=ids)[1]
+
+    first = features(0, ["a", "b", "a"])
+    assert torch.equal(first[0], first[2])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first, features(1, ["a", "b", "a"]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.5])
+def test_pixels_that_are_none_are_refused(twins: Path, clips: torch.Tensor, bad: float) -> None:
+    clips[1, 0, 0, 0, 0] = bad
+    with pytest.raises(ValueError, match=r"(?i)nan|finite|\[-1, 1\]"):
+        load("v-walt", str(twins)).features(clips, blocks=(1,), timestep=0, seed=0, sample_ids=IDS)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        ("tokenizer", "encoder"),
+        ("tokenizer", "decoder"),
+        ("tokenizer", "latent_mean"),
+        ("denoiser", "patch_embed.weight"),
+        ("denoiser", "proj_out.bias"),
+    ],
+    ids=".".join,
+)
+def test_one_changed_weight_changes_the_hash(twins: Path, weight: tuple[str, str]) -> None:
+    backbone = load("v-walt", str(twins))
+    state = getattr(backbone, weight[0]).state_dict()
+    tensor = next(value for key, value in state.items() if key.startswith(weight[1]))
+    before = backbone.weights_hash
+    tensor.view(-1)[-1] += 1e-3
+    assert hash_weights(backbone.tokenizer, backbone.denoiser) != before
+    tensor.view(-1)[-1] -= 1e-3
+
+
+def test_hash_covers_names_types_and_shapes() -> None:
+    def hashed(**tensors: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return hash_weights(module)
+
+    zeros = torch.zeros(4)
+    hashes = [
+        hashed(a=zeros),
+        hashed(b=zeros),
+        hashed(a=zeros.reshape(2, 2)),
+        hashed(a=zeros.half()),
+        hashed(a=zeros.bfloat16()),
+        hashed(a=zeros, b=zeros),
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+# --- What does not load --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["i-walt", "v-walt"])
+def test_a_missing_folder_says_how_to_make_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.safetensors.*probe-eval pretrain"):
+        load_backbone(name, str(tmp_path / "nothing"))
+
+
+def test_a_missing_twin_is_named(write_twins: Callable[[Path], Path], tmp_path: Path) -> None:
+    write_twins(tmp_path)
+    (tmp_path / "v-walt.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no v-walt\.safetensors"):
+        load_backbone("v-walt", str(tmp_path))
+    load_backbone("i-walt", str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["tokenizer", "v-walt"])
+@pytest.mark.parametrize("cut", [0, 1, 8, 9, 200, -1, "half"])
+def test_a_cut_file_is_named(
+    write_twins: Callable[[Path], Path], tmp_path: Path, file: str, cut: int | str
+) -> None:
+    path = write_twins(tmp_path) / f"{file}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2 if cut == "half" else int(cut)])
+    with pytest.raises(ValueError, match=rf"{file}\.safetensors is not a readable safetensors"):
+        load_backbone("v-walt", str(tmp_path))
+
+
+@pytest.mark.parametrize(("there", "wanted"), [("i-walt", "v-walt"), ("v-walt", "i-walt")])
+def test_a_twin_under_the_others_name_is_refused(
+    write_twins: Callable[[Path], Path], tmp_path: Path, there: str, wanted: str
+) -> None:
+    write_twins(tmp_path)
+    shutil.copy(tmp_path / f"{there}.safetensors", tmp_path / f"{wanted}.safetensors")
+    with pytest.raises(ValueError, match=rf"{wanted}\.safetensors has windows .* {wanted} needs"):
+        load_backbone(wanted, str(tmp_path))
+
+
+def test_a_denoiser_under_the_tokenizers_name_is_refused(
+    write_twins: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    write_twins(tmp_path)
+    shutil.copy(tmp_path / "v-walt.safetensors", tmp_path / "tokenizer.safetensors")
+    with pytest.raises(ValueError, match=r"tokenizer\.safetensors holds format 'walt-core/1'"):
+        load_backbone("v-walt", str(tmp_path))
+
+
+def test_tokenizer_and_denoiser_must_fit_each_other(twins: Path) -> None:
+    denoiser = walt_core.load_checkpoint(twins / "v-walt.safetensors")
+    config = walt_tokenizer.TokenizerConfig(
+        base_channels=8, channel_multipliers=(1, 1), temporal_strides=(2,), norm_groups=4
+    )
+    with pytest.raises(ValueError, match=r"8 latent channels but v-walt takes 4; use the pair"):
+        WaltBackbone("v-walt", walt_tokenizer.VideoTokenizer(config), denoiser)

@@ -1,0 +1,67 @@
+"""The schedule against its definition, and AdamW as the study sets it."""
+
+import math
+
+import pytest
+import torch
+
+from probe_eval.config import OptimConfig
+from probe_eval.optim import create_optimizer, learning_rate
+
+CONFIG = OptimConfig(steps=110, batch_size=1, peak_lr=3e-4, end_lr=1e-6, warmup_steps=10)
+
+
+def test_rate_starts_at_zero_and_peaks_when_the_warmup_ends() -> None:
+    assert learning_rate(CONFIG, 0) == 0
+    assert learning_rate(CONFIG, 5) == pytest.approx(1.5e-4)
+    assert learning_rate(CONFIG, 10) == CONFIG.peak_lr
+    rates = [learning_rate(CONFIG, step) for step in range(CONFIG.steps)]
+    assert max(rates) == CONFIG.peak_lr
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_rate_ends_at_end_lr() -> None:
+    assert learning_rate(CONFIG, CONFIG.steps) == pytest.approx(CONFIG.end_lr)
+    # The last step that is taken is one before the limit of the cosine.
+    last = 0.5 * (1 + math.cos(math.pi * 99 / 100))
+    expected = CONFIG.end_lr + (CONFIG.peak_lr - CONFIG.end_lr) * last
+    assert learning_rate(CONFIG, CONFIG.steps - 1) == pytest.approx(expected)
+
+
+def test_half_way_down_is_the_mean_of_peak_and_end() -> None:
+    middle = (CONFIG.peak_lr + CONFIG.end_lr) / 2
+    assert learning_rate(CONFIG, 60) == pytest.approx(middle)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_edge_warmups_give_finite_rates(warmup: int) -> None:
+    config = OptimConfig(steps=5, batch_size=1, warmup_steps=warmup)
+    rates = [learning_rate(config, step) for step in range(6)]
+    assert all(0 <= rate <= config.peak_lr for rate in rates)
+    assert rates[warmup] == config.peak_lr
+
+
+def test_optimizer_follows_the_config() -> None:
+    config = OptimConfig(
+        steps=1, batch_size=1, warmup_steps=0, weight_decay=0.1, beta2=0.95, peak_lr=0.5
+    )
+    group = create_optimizer([torch.nn.Parameter(torch.zeros(1))], config).param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.9, 0.95), 0.1)
+    assert group["eps"] == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"warmup_steps": 11}, "warmup_steps 11"),
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"end_lr": 1.0}, "end_lr 1.0"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        OptimConfig(**{"steps": 10, "batch_size": 1, "warmup_steps": 1} | change)

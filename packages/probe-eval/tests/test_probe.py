@@ -1,0 +1,180 @@
+"""What is trained on, what is measured, and whole probes on untrained twins."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from probe_eval import probe
+from probe_eval.config import DataConfig, FeatureConfig, OptimConfig, ProbeConfig, ReadoutConfig
+from probe_eval.features import FeatureTable
+from probe_eval.probe import FeatureSamples, evaluate, run_probe
+from probe_eval.records import read_record
+from probe_eval.tasks import TASKS
+
+TASK = TASKS["action"]
+
+
+@pytest.fixture
+def table() -> FeatureTable:
+    """40 samples whose only feature is their number."""
+    numbers = torch.arange(40.0)
+    return FeatureTable(
+        features=numbers[:, None, None, None, None].expand(40, 2, 1, 1, 1).clone(),
+        examples=tuple({"sample_id": f"s{i}", "labels": {"action": i % 6}} for i in range(40)),
+    )
+
+
+def labels(samples: FeatureSamples) -> list[int]:
+    return [int(samples[index]["label"]) for index in range(len(samples))]
+
+
+def test_samples_carry_their_own_labels(table: FeatureTable) -> None:
+    samples = FeatureSamples(table, TASK)
+    assert labels(samples) == [index % 6 for index in range(40)]
+    assert samples[7]["features"].unique().tolist() == [7]
+
+
+def test_shuffled_labels_are_a_permutation(table: FeatureTable) -> None:
+    true, shuffled = FeatureSamples(table, TASK), FeatureSamples(table, TASK, shuffle_seed=3)
+    assert labels(shuffled) != labels(true)
+    assert sorted(labels(shuffled)) == sorted(labels(true))
+    assert labels(shuffled) == labels(FeatureSamples(table, TASK, shuffle_seed=3))
+    assert labels(shuffled) != labels(FeatureSamples(table, TASK, shuffle_seed=4))
+    assert [float(shuffled[i]["features"].max()) for i in range(40)] == list(range(40))
+
+
+class Known(torch.nn.Module):
+    """Logits that are right for even samples only."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        number = features.mean(dim=(1, 2, 3, 4)).round().long()
+        answer = torch.where(number % 2 == 0, number % 6, (number + 1) % 6)
+        return torch.nn.functional.one_hot(answer, 6).float()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40, 64])
+def test_every_sample_is_measured_once(
+    table: FeatureTable,
+    config: ProbeConfig,
+    accelerator: Accelerator,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "EVALUATION_BATCH", batch)
+    scores = evaluate(Known(), TASK, FeatureSamples(table, TASK), config, accelerator)
+    assert scores.scores == {f"s{i}": float(i % 2 == 0) for i in range(40)}
+    assert scores.compute() == 0.5
+
+
+# --- Whole probes --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(twins: Path, tmp_path: Path) -> ProbeConfig:
+    """Twelve clips, twelve steps."""
+    return ProbeConfig(
+        task="shape",
+        data=DataConfig(size=16, num_frames=5, limit=12),
+        features=FeatureConfig(pretrained=str(twins), block=2, batch_size=5),
+        readout=ReadoutConfig(width=8, num_heads=2),
+        optim=OptimConfig(steps=12, batch_size=4, peak_lr=1e-2, warmup_steps=2),
+        checkpoint_every=5,
+        output=str(tmp_path / "run"),
+    )
+
+
+Probe = Callable[[ProbeConfig], dict]
+
+
+@pytest.fixture
+def probe_once() -> Probe:
+    """Function that probes as a new process would."""
+    return lambda config: run_probe(config, Accelerator(cpu=True))
+
+
+def test_a_probe_leaves_record_readout_and_losses(small: ProbeConfig, probe_once: Probe) -> None:
+    record = probe_once(small)
+    folder = Path(small.output)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["losses.json", "readout.safetensors", "record.json", "run.json"]
+    assert read_record(folder / "record.json") == record
+    assert record["task"] == "shape"
+    assert record["dataset"]["validation"]["evaluated"] == 12
+    assert record["metric"]["chance"] == 1 / 6
+    assert (record["features"]["block"], record["features"]["timestep"]) == (2, 200)
+    weights = load_file(folder / "readout.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) >= record["readout"]["num_parameters"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_equal_settings_give_equal_numbers(
+    small: ProbeConfig, probe_once: Probe, tmp_path: Path
+) -> None:
+    first = probe_once(small)
+    torch.manual_seed(99)
+    second = probe_once(dataclasses.replace(small, output=str(tmp_path / "again")))
+    assert first["metric"] == second["metric"]
+    assert first["final_loss"] == second["final_loss"]
+    one, two = (load_file(tmp_path / name / "readout.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    third = probe_once(dataclasses.replace(small, seed=1, output=str(tmp_path / "other")))
+    assert third["final_loss"] != first["final_loss"]
+
+
+def test_shuffled_labels_train_another_readout(
+    small: ProbeConfig, probe_once: Probe, tmp_path: Path
+) -> None:
+    plain = probe_once(small)
+    shuffled = probe_once(
+        dataclasses.replace(small, shuffle_labels=True, output=str(tmp_path / "shuffled"))
+    )
+    assert (plain["shuffled_labels"], shuffled["shuffled_labels"]) == (False, True)
+    assert plain["final_loss"] != shuffled["final_loss"]
+
+
+def test_the_whole_noise_of_the_last_timestep_is_recorded(
+    small: ProbeConfig, probe_once: Probe
+) -> None:
+    """Its signal-to-noise ratio is 0, whose logarithm JSON cannot hold."""
+    features = dataclasses.replace(small.features, timestep=999)
+    record = probe_once(dataclasses.replace(small, features=features))
+    assert (record["features"]["alpha"], record["features"]["sigma"]) == (0.0, 1.0)
+    assert record["features"]["log_snr"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "depth"}, "unknown task 'depth'"),
+        ({"data": {"dataset": "shapes"}}, "'shapes'"),
+        ({"data": {"num_frames": 6}}, "6"),
+        ({"data": {"size": 20}}, "20"),
+        ({"features": {"backbone": "dino"}}, "unknown backbone 'dino'"),
+        ({"features": {"block": 9}}, "block 9"),
+        ({"features": {"block": -1}}, "block -1"),
+        ({"features": {"timestep": 1000}}, "timestep 1000"),
+        ({"features": {"timestep": -1}}, "timestep -1"),
+        ({"features": {"memory_gb": 0.0}}, "memory_gb"),
+        ({"readout": {"num_heads": 3}}, "num_heads"),
+        ({"optim": {"accumulate": 3}}, "batch_size 4"),
+    ],
+    ids=str,
+)
+def test_what_cannot_run_leaves_nothing_behind(
+    small: ProbeConfig, probe_once: Probe, change: dict, message: str
+) -> None:
+    """So that the same command with the mistake mended is not told that the folder is taken."""
+    changes = {
+        name: dataclasses.replace(getattr(small, name), **value)
+        if isinstance(value, dict)
+        else value
+        for name, value in change.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        probe_once(dataclasses.replace(small, **changes))
+    assert not Path(small.output).exists()
