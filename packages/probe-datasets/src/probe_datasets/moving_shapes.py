@@ -3,13 +3,15 @@
 Every clip is a pure function of (seed, split, index). The image class (`shape`) can be read from
 any single frame. The action class (`action`) cannot be read from any: objects start anywhere on a
 canvas whose edges wrap around, so in every frame of every action their positions have the same
-uniform distribution, and only the change between frames tells the actions apart.
+uniform distribution, and only the change between frames tells the actions apart. The objects of a
+clip look alike, so that it takes matching in space and time, not following one colour.
 
 Axes: T H W pixels, m objects, xy positions in [0, 1) of the canvas.
 """
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -39,7 +41,7 @@ class Uniform(Protocol):
 
 
 class MovingShapes:
-    """Clips of three objects of one shape that share one motion.
+    """Clips of three copies of one object that share one motion.
 
     Labels are balanced over every combination of shape and action. `left` and `right`, and `up`
     and `down`, differ only in the direction of time.
@@ -160,7 +162,7 @@ def render(
         action: one of `ACTIONS`.
         time: time of each frame, in steps.
         size: height and width in pixels.
-        num_objects: objects, later ones in front.
+        num_objects: copies of the object, later ones in front.
         generator: source of everything random.
     """
 
@@ -172,14 +174,14 @@ def render(
     canvas = ground(xs, ys, uniform)
     frames = rearrange(canvas, "c h w -> c 1 h w").expand(3, len(time), size, size)
     offset = motion(action, time, uniform)
-    start = uniform(num_objects, 2)
-    for position in start:
+    radius = float(uniform(1, low=0.17, high=0.22))
+    colours = paint(uniform)
+    for position in uniform(num_objects, 2):
         centre = position + offset
         dx = torch.remainder(xs - centre[:, 0, None, None] + 0.5, 1.0) - 0.5
         dy = torch.remainder(ys - centre[:, 1, None, None] + 0.5, 1.0) - 0.5
-        radius = float(uniform(1, low=0.17, high=0.22))
         alpha = (0.5 - signed_distance(shape, dx, dy, radius) * size).clamp(0, 1)
-        colour = texture(dx, dy, radius, uniform)
+        colour = colours(dx / radius, dy / radius)
         frames = frames * (1 - alpha) + colour * alpha
     return frames.clamp(-1, 1)
 
@@ -204,16 +206,22 @@ def ground(
     return canvas
 
 
-def texture(
-    dx: Float[Tensor, "T H W"], dy: Float[Tensor, "T H W"], radius: float, uniform: Uniform
-) -> Float[Tensor, "3 T H W"]:
-    """Colour of an object at each pixel: soft stripes that move with it."""
+def paint(uniform: Uniform) -> Callable[[Tensor, Tensor], Tensor]:
+    """Draws the colours of an object: soft stripes between two of them.
+
+    Returns:
+        A function from coordinates xy in radii, in the object's own frame so that the texture
+        moves with it, each `T H W`, to colours `3 T H W`.
+    """
     bright, dark = uniform(3, low=0.3, high=1.0), uniform(3, low=-0.2, high=0.5)
     angle, phase = uniform(1, high=math.pi), uniform(1, high=2 * math.pi)
-    across = (dx * angle.cos() + dy * angle.sin()) / radius
-    mix = 0.5 + 0.5 * torch.sin(across * math.pi + phase)
     bright, dark = (rearrange(colour, "c -> c 1 1 1") for colour in (bright, dark))
-    return dark + (bright - dark) * mix
+
+    def colours(x: Float[Tensor, "T H W"], y: Float[Tensor, "T H W"]) -> Float[Tensor, "3 T H W"]:
+        stripes = torch.sin((x * angle.cos() + y * angle.sin()) * math.pi + phase)
+        return dark + (bright - dark) * (0.5 + 0.5 * stripes)
+
+    return colours
 
 
 def signed_distance(

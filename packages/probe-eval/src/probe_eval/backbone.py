@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,11 +39,14 @@ class FrozenBackbone(Protocol):
         """Features after each asked block, from one forward pass.
 
         Args:
-            video: pixels in [-1, 1].
+            video: pixels in [-1, 1], on any device.
             blocks: each 0 .. num_blocks.
             timestep: noise level.
             seed: noise seed.
             sample_ids: one name per clip; noise depends on (seed, name, timestep) alone.
+
+        Returns:
+            Features by block, on the CPU.
         """
         ...
 
@@ -55,11 +59,16 @@ BACKBONES: dict[str, str] = {
     "i-walt": "probe_eval.backbones.walt:load",
     "v-walt": "probe_eval.backbones.walt:load",
 }
-"""Name -> `module:function`; the function takes (name, pretrained folder)."""
+"""Name -> `module:function`; the function takes (name, pretrained folder, device)."""
 
 
-def load_backbone(name: str, pretrained: str) -> FrozenBackbone:
+def load_backbone(name: str, pretrained: str, device: torch.device | str = "cpu") -> FrozenBackbone:
     """Loads a backbone by name.
+
+    Args:
+        name: key of `BACKBONES`.
+        pretrained: folder of its weights.
+        device: where it runs.
 
     Raises:
         ValueError: for an unknown name, or weights that are damaged or of another configuration.
@@ -68,7 +77,7 @@ def load_backbone(name: str, pretrained: str) -> FrozenBackbone:
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     module, function = BACKBONES[name].split(":")
-    return getattr(importlib.import_module(module), function)(name, pretrained)
+    return getattr(importlib.import_module(module), function)(name, pretrained, device)
 
 
 def check_features(backbone: FrozenBackbone, *, block: int, timestep: int) -> None:

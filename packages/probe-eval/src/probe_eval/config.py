@@ -131,17 +131,23 @@ class PretrainConfig:
     walt_size: str = "tiny"
     """Name of the denoiser size; I-WALT is its twin with spatial windows only."""
     tokenizer: OptimConfig = OptimConfig(
-        steps=450, batch_size=8, peak_lr=1e-3, warmup_steps=20, weight_decay=0.0, clip_norm=1.0
+        steps=1000,
+        batch_size=4,
+        peak_lr=5e-3,
+        warmup_steps=20,
+        weight_decay=0.0,
+        beta2=0.99,
+        clip_norm=1.0,
     )
     """How the tokenizer is trained, on stretches of `tokenizer_frames` frames."""
-    tokenizer_frames: int = 9
+    tokenizer_frames: int = 5
     """Frames of the clips that the tokenizer is trained on: 1 + 4k, at most data.num_frames."""
     image_walt: OptimConfig = OptimConfig(
-        steps=700, batch_size=64, peak_lr=1e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
+        steps=700, batch_size=64, peak_lr=2e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
     )
     """How I-WALT is trained, on single frames drawn from the same clips."""
     video_walt: OptimConfig = OptimConfig(
-        steps=700, batch_size=16, peak_lr=1e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
+        steps=700, batch_size=16, peak_lr=2e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
     )
     """How V-WALT is trained, on whole clips."""
     images_per_clip: int = 4
@@ -189,6 +195,6 @@ class DemoConfig:
     pretrain: PretrainConfig = PretrainConfig()
     """Pretraining; its output goes below the results folder."""
     optim: OptimConfig = OptimConfig(
-        steps=300, batch_size=64, peak_lr=1e-3, end_lr=1e-6, warmup_steps=30
+        steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30
     )
     """How every readout is trained."""

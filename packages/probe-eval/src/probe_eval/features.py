@@ -70,7 +70,7 @@ def extract_features(
                 {name: value for name, value in example.items() if name != "video"}
                 for example in examples
             ]
-            done.append((chunk.start, features.cpu(), labels))
+            done.append((chunk.start, features, labels))
             tracker.advance(min(len(chunk) * accelerator.num_processes, len(dataset)))
     everyone = sorted(gather_items(accelerator, done), key=lambda part: part[0])
     table, _ = pack([features for _, features, _ in everyone], "* t h w d")

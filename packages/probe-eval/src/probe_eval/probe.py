@@ -107,7 +107,9 @@ def run_probe(
     folder = Path(config.output)
     splits = {split: open_split(config.data, split) for split in ("train", "validation")}
     task = load_task(config.task, splits["train"])
-    backbone = load_backbone(config.features.backbone, config.features.pretrained)
+    backbone = load_backbone(
+        config.features.backbone, config.features.pretrained, accelerator.device
+    )
     check_features(backbone, block=config.features.block, timestep=config.features.timestep)
     torch.manual_seed(config.seed)
     readout = task.create_readout(

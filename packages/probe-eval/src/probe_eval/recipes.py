@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from probe_eval.config import DataConfig, OptimConfig, ProbeConfig
 
-SHORT = OptimConfig(steps=300, batch_size=64, peak_lr=1e-3, end_lr=1e-6, warmup_steps=30)
+SHORT = OptimConfig(steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30)
 
 
 def moving_shapes_action() -> ProbeConfig:
-    """Which way the shapes move (6 classes, chance 0.167); no single frame tells.
+    """Which way the shapes move (5 classes, chance 0.2); no single frame tells.
 
     `probe-eval run moving-shapes-action --features.backbone v-walt`, about a minute on 2 cores.
     """

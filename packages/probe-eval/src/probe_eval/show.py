@@ -46,7 +46,7 @@ def run_show(
     """
     if not videos:
         raise ValueError("no video given; pass at least one file")
-    twins = [load_backbone(name, config.pretrained) for name in TWINS]
+    twins = [load_backbone(name, config.pretrained, accelerator.device) for name in TWINS]
     for twin in twins:
         check_features(twin, block=config.block, timestep=config.timestep)
     indices = {}

@@ -92,7 +92,7 @@ class TokenizerConfig:
 TOKENIZERS: dict[str, TokenizerConfig] = {
     "magvit2-128": TokenizerConfig(),
     "tiny": TokenizerConfig(
-        base_channels=16, channel_multipliers=(1, 1, 2, 4), num_res_blocks=1, norm_groups=8
+        base_channels=8, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=4
     ),
 }
 """Named configurations: `magvit2-128` is WALT's tokenizer; `tiny` trains on a CPU in minutes."""

@@ -137,8 +137,13 @@ class Upsample(nn.Module):
         return x[:, :, self.time_stride - 1 :]
 
 
-def lecun_normal_(module: nn.Module) -> None:
-    """Initialises convolutions with variance 1 / fan-in and biases with zero."""
+@torch.no_grad()
+def init_weights(module: nn.Module) -> None:
+    """Initialises a module whose children have been: for `nn.Module.apply`.
+
+    Weights are normal with variance 1 / fan-in and biases zero; residual branches start at a tenth
+    of that and modulations by the latent at zero, so that a new network is close to a linear one.
+    """
     if isinstance(module, nn.Conv3d | nn.Linear):
         fan_in = module.weight[0].numel()
         nn.init.normal_(module.weight, std=fan_in**-0.5)
@@ -146,6 +151,8 @@ def lecun_normal_(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, AdaptiveGroupNorm):
         nn.init.zeros_(module.modulation.weight)
+    elif isinstance(module, ResidualBlock):
+        module.conv2.conv.weight.mul_(0.1)
 
 
 def assert_finite_pixels(video: Tensor) -> None:

@@ -22,7 +22,7 @@ from walt_tokenizer.layers import (
     ResidualBlock,
     Upsample,
     assert_finite_pixels,
-    lecun_normal_,
+    init_weights,
 )
 
 # Channels last in memory: on a CPU the same numbers in about half the time, see
@@ -118,7 +118,7 @@ class VideoTokenizer(nn.Module):
         self.decoder = Decoder(config)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_std", torch.ones(config.latent_channels))
-        self.apply(lecun_normal_)
+        self.apply(init_weights)
 
     def encode(
         self, video: Float[Tensor, "b 3 T H W"], *, normalize: bool = False

@@ -52,10 +52,12 @@ class WaltBackbone:
         sample_ids: Sequence[str],
     ) -> dict[int, Float[Tensor, "b t h w d"]]:
         """See `FrozenBackbone.features`."""
-        latents = self.tokenizer.encode(video, normalize=True)
-        return self.denoiser.features(
+        device = self.tokenizer.latent_mean.device
+        latents = self.tokenizer.encode(video.to(device), normalize=True)
+        features = self.denoiser.features(
             latents, blocks=blocks, timestep=timestep, seed=seed, sample_ids=sample_ids
         )
+        return {block: grid.cpu() for block, grid in features.items()}
 
     def noise_level(self, timestep: int) -> dict[str, float]:
         """See `FrozenBackbone.noise_level`."""
@@ -73,7 +75,7 @@ def hash_weights(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(name: str, pretrained: str) -> WaltBackbone:
+def load(name: str, pretrained: str, device: torch.device | str) -> WaltBackbone:
     """Reads tokenizer and denoiser from the folder that `probe-eval pretrain` wrote.
 
     Raises:
@@ -95,4 +97,4 @@ def load(name: str, pretrained: str) -> WaltBackbone:
             f"{paths[1]} has windows {denoiser.config.windows!r} but {name} needs "
             f"{WINDOWS[name]!r}; it is a checkpoint of another configuration"
         )
-    return WaltBackbone(name, tokenizer, denoiser)
+    return WaltBackbone(name, tokenizer.to(device), denoiser.to(device))

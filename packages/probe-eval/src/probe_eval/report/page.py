@@ -61,7 +61,7 @@ def comparability_key(record: dict[str, Any]) -> str:
     """What must agree for two scores to be averaged."""
     kept = {key: record[key] for key in ("dataset", "backbone", "features", "readout", "metric")}
     kept["metric"] = {k: v for k, v in record["metric"].items() if k != "value"}
-    kept |= {name: record["config"][name] for name in ("optim", "readout")}
+    kept["settings"] = {name: record["config"][name] for name in ("optim", "readout")}
     return repr(kept)
 
 

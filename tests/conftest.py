@@ -1,0 +1,184 @@
+"""Fixtures: the program, called here or in processes of its own, and twins trained for 4 steps."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Before torch is imported: equal numbers of threads give equal bits here and in other processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import av
+import numpy as np
+import pytest
+
+Main = Callable[..., int]
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def main() -> Main:
+    """Function that runs a command line in this process and returns its exit status."""
+    import torch
+
+    from probe_eval.cli import main
+
+    torch.set_num_threads(1)
+
+    def run(*words: object) -> int:
+        return main([str(word) for word in words])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Function that runs a command in a process of its own, from an empty folder."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(
+        *words: object, cwd: Path = elsewhere, env: dict[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU")
+        clean = {name: value for name, value in os.environ.items() if name not in names}
+        return subprocess.run(
+            [str(word) for word in words],
+            cwd=cwd,
+            env={**clean, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """Function that finds a console script of this environment."""
+
+    def find(name: str) -> str:
+        places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        found = shutil.which(name, path=places)
+        if found is None:
+            pytest.skip(f"the console script {name!r} is not installed here")
+        return found
+
+    return find
+
+
+# --- Small runs ----------------------------------------------------------------------------------
+
+
+def optim(name: str, batch_size: int, accumulate: int = 1) -> list[str]:
+    """Flags for 4 steps, with a warm-up of 1."""
+    values = {"steps": 4, "batch-size": batch_size, "warmup-steps": 1, "accumulate": accumulate}
+    return [word for key, value in values.items() for word in (f"--{name}.{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def pretrain_words() -> Callable[..., list[str]]:
+    """Function that makes the command line of a pretraining of seconds."""
+
+    def words(output: object, *more: object, accumulate: int = 1, under: str = "") -> list[str]:
+        settings = [f"--{under}data.limit", "36", f"--{under}tokenizer-frames", "5"]
+        settings += [f"--{under}checkpoint-every", "2"]
+        for name, size in (("tokenizer", 4), ("image-walt", 8), ("video-walt", 4)):
+            settings += optim(f"{under}{name}", size, accumulate)
+        start = [] if under else ["pretrain"]
+        return [*start, "--output", str(output), *settings, *map(str, more)]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def run_words(pretrained: Path) -> Callable[..., list[str]]:
+    """Function that makes the command line of a probe of seconds on the shared twins."""
+
+    def words(
+        output: object,
+        *more: object,
+        recipe: str = "moving-shapes-action",
+        accumulate: int = 1,
+        weights: Path = pretrained,
+    ) -> list[str]:
+        return [
+            *("run", recipe, "--output", str(output), "--features.pretrained", str(weights)),
+            *("--data.limit", "36", "--checkpoint-every", "2", "--optim.peak-lr", "1e-2"),
+            *optim("optim", 8, accumulate),
+            *map(str, more),
+        ]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def pretrained(
+    main: Main, pretrain_words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a tokenizer and both twins, trained in one go; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("twins") / "pretrained"
+    assert main(*pretrain_words(folder)) == 0
+    return folder
+
+
+# --- Videos --------------------------------------------------------------------------------------
+
+CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """Function that writes a small video of a moving square; the suffix says which container."""
+
+    def write(path: Path, num_frames: int = 20, size: tuple[int, int] = (48, 64)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        codec = CODECS[path.suffix]
+        options = {"deadline": "realtime", "cpu-used": "8"} if path.suffix == ".webm" else {}
+        height, width = size
+        texture = np.random.default_rng(0).integers(0, 90, (height, width, 3))
+        with av.open(str(path), "w") as sink:
+            stream = sink.add_stream(codec, rate=25, options=options)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for number in range(num_frames):
+                picture = texture.astype(np.uint8)
+                left = 2 * number % (width - 16)
+                picture[8:24, left : left + 16] = (250, 200, 40)
+                sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            sink.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def video_folder(
+    write_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Six short videos in two folders."""
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(6):
+        suffix = ".webm" if number == 3 else ".mp4"
+        write_video(root / "ab"[number % 2] / f"{number}{suffix}", num_frames=18 + number)
+    return root
+
+
+def shared_data() -> Path | None:
+    """The folder of real files, `shared/data` beside the repository or in PROBE_SHARED."""
+    candidates: Sequence[Path] = [Path(__file__).resolve().parents[2] / "shared"]
+    if "PROBE_SHARED" in os.environ:
+        candidates = [Path(os.environ["PROBE_SHARED"])]
+    found = [folder / "data" for folder in candidates if (folder / "data" / "corrupt").is_dir()]
+    return found[0] if found else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real files; skips where there is none."""
+    folder = shared_data()
+    if folder is None:
+        pytest.skip("the real videos are not here: no shared/data beside the repository")
+    return folder

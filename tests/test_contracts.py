@@ -1,0 +1,224 @@
+"""Whatever is registered fits together: data sets, backbones, tasks, readouts and recipes."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from probe_datasets import DATASETS, ClipDataset, LabelledVideoExample, VideoExample, open_dataset
+from probe_eval.backbone import BACKBONES, FrozenBackbone, check_features, load_backbone
+from probe_eval.config import DataConfig, ReadoutConfig
+from probe_eval.data import open_split
+from probe_eval.probe import prepare
+from probe_eval.recipes import RECIPES
+from probe_eval.tasks import TASKS, load_task
+
+FRAMES, SIZE = 17, 32
+SPLITS = [(name, split) for name, spec in DATASETS.items() for split in spec.splits]
+each_split = pytest.mark.parametrize(("name", "split"), SPLITS)
+each_backbone = pytest.mark.parametrize("name", BACKBONES)
+
+Open = Callable[[str, str], ClipDataset]
+
+
+@pytest.fixture(scope="session")
+def open_any(video_folder: Path) -> Open:
+    """Function that opens a split of any data set; those of files get a folder of videos."""
+
+    def open_any(name: str, split: str) -> ClipDataset:
+        root = video_folder if DATASETS[name].needs_root else None
+        return open_dataset(name, split=split, root=root, num_frames=FRAMES, size=SIZE)
+
+    return open_any
+
+
+# --- Data sets -----------------------------------------------------------------------------------
+
+
+@each_split
+def test_a_split_gives_examples_of_the_schema(open_any: Open, name: str, split: str) -> None:
+    dataset = open_any(name, split)
+    assert isinstance(dataset, ClipDataset)
+    assert tuple(dataset.classes) == DATASETS[name].labels
+    schema = LabelledVideoExample if dataset.classes else VideoExample
+    for index in {0, len(dataset) // 2, len(dataset) - 1}:
+        example = dataset[index]
+        assert example.keys() == typing.get_type_hints(schema).keys()
+        video = example["video"]
+        assert (video.dtype, video.shape) == (torch.float32, (3, FRAMES, SIZE, SIZE))
+        assert -1 <= video.min() < video.max() <= 1
+        assert example["sample_id"] == dataset.sample_id(index)
+        for label, number in example.get("labels", {}).items():
+            assert 0 <= number < len(dataset.classes[label])
+        assert torch.equal(dataset[index]["video"], video)
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+@each_split
+def test_a_split_says_what_it_is(open_any: Open, name: str, split: str) -> None:
+    dataset = open_any(name, split)
+    ids = [dataset.sample_id(index) for index in range(len(dataset))]
+    assert len(set(ids)) == len(ids) > 0
+    assert dataset.coverage.found == len(dataset)
+    assert dataset.fingerprint == open_any(name, split).fingerprint
+    prints = {open_any(name, other).fingerprint for other in DATASETS[name].splits}
+    assert len(prints) == len(DATASETS[name].splits)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_train_and_validation_share_no_sample(open_any: Open, name: str) -> None:
+    train, validation = (open_any(name, split) for split in ("train", "validation"))
+    ids = [{data.sample_id(i) for i in range(len(data))} for data in (train, validation)]
+    assert ids[0].isdisjoint(ids[1])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_run_opens_every_data_set(video_folder: Path, name: str, limit: int) -> None:
+    root = str(video_folder) if DATASETS[name].needs_root else ""
+    config = DataConfig(dataset=name, root=root, num_frames=5, size=16, limit=limit)
+    dataset = open_split(config, "train")
+    assert isinstance(dataset, ClipDataset)
+    assert dataset[0]["video"].shape == (3, 5, 16, 16)
+    assert limit == 0 or len(dataset) == limit
+
+
+def test_several_clips_of_a_video_differ(video_folder: Path) -> None:
+    config = DataConfig(dataset="folder", root=str(video_folder), num_frames=5, size=16)
+    one = open_split(config, "train")
+    many = open_split(dataclasses.replace(config, clips_per_video=3), "train")
+    assert isinstance(many, ClipDataset)
+    assert len(many) == 3 * len(one)
+    ids = [many.sample_id(index) for index in range(len(many))]
+    assert len(set(ids)) == len(many)
+    assert [many[index]["sample_id"] for index in range(3)] == ids[:3]
+    assert len({many[index]["video"].sum().item() for index in range(6)}) > 2
+    assert many.fingerprint != one.fingerprint
+    with pytest.raises(IndexError):
+        many[len(many)]
+
+
+# --- Backbones -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def clips() -> torch.Tensor:
+    """Two rendered clips."""
+    dataset = open_dataset("moving_shapes", split="train", num_frames=FRAMES, size=SIZE)
+    return torch.stack([dataset[index]["video"] for index in (0, 9)])
+
+
+@each_backbone
+def test_a_backbone_gives_features_of_every_block(
+    pretrained: Path, clips: torch.Tensor, name: str
+) -> None:
+    backbone = load_backbone(name, str(pretrained))
+    assert isinstance(backbone, FrozenBackbone)
+    assert backbone.name == name
+    assert backbone.num_parameters > 0
+    blocks = tuple(range(backbone.num_blocks + 1))
+    ids = ["one", "two"]
+    features = backbone.features(clips, blocks=blocks, timestep=200, seed=0, sample_ids=ids)
+    assert tuple(sorted(features)) == blocks
+    shapes = {tuple(grid.shape) for grid in features.values()}
+    assert len(shapes) == 1
+    batch, *grid, width = shapes.pop()
+    assert (batch, width) == (2, backbone.width)
+    assert len(grid) == 3
+    for values in features.values():
+        assert torch.isfinite(values).all()
+        assert not values.requires_grad
+        assert not torch.equal(values[0], values[1])
+
+
+@each_backbone
+def test_features_depend_on_what_they_say(pretrained: Path, clips: torch.Tensor, name: str) -> None:
+    backbone = load_backbone(name, str(pretrained))
+    block = backbone.num_blocks
+
+    def features(timestep: int = 200, seed: int = 0, second: str = "two") -> torch.Tensor:
+        return backbone.features(
+            clips, blocks=(block,), timestep=timestep, seed=seed, sample_ids=["one", second]
+        )[block]
+
+    first = features()
+    assert torch.equal(features(), first)
+    assert torch.equal(features(second="three")[0], first[0])
+    alone = backbone.features(
+        clips[1:], blocks=(block,), timestep=200, seed=0, sample_ids=["two"]
+    )[block]
+    # 1e-4: another batch size sums in another order.
+    torch.testing.assert_close(alone[0], first[1], atol=1e-4, rtol=1e-4)
+    for other in (features(timestep=201), features(seed=1)):
+        assert not torch.equal(other, first)
+
+
+@each_backbone
+def test_weights_are_hashed(pretrained: Path, name: str) -> None:
+    hashes = [load_backbone(each, str(pretrained)).weights_hash for each in (*BACKBONES, name)]
+    assert len(set(hashes)) == len(BACKBONES)
+
+
+@each_backbone
+def test_the_range_of_blocks_and_timesteps_is_checked(pretrained: Path, name: str) -> None:
+    backbone = load_backbone(name, str(pretrained))
+    for block in (0, backbone.num_blocks):
+        check_features(backbone, block=block, timestep=0)
+    for block in (-1, backbone.num_blocks + 1):
+        with pytest.raises(ValueError, match=f"block {block}"):
+            check_features(backbone, block=block, timestep=0)
+    level = backbone.noise_level(200)
+    assert level["alpha"] ** 2 + level["sigma"] ** 2 == pytest.approx(1)
+
+
+# --- Tasks and recipes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_task_takes_a_data_set_or_says_why_not(open_any: Open, dataset: str, task: str) -> None:
+    data = open_any(dataset, "train")
+    if TASKS[task].label in data.classes:
+        assert load_task(task, data) is TASKS[task]
+        assert TASKS[task].targets(data[0]).keys() == {"label"}
+    else:
+        with pytest.raises(ValueError, match=f"no label '{TASKS[task].label}'"):
+            load_task(task, data)
+
+
+@pytest.mark.parametrize("time", ["paper", "causal", "nearest"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_fits_from_pixels_to_score(pretrained: Path, recipe: str, time: str) -> None:
+    base = RECIPES[recipe]()
+    config = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, limit=2),
+        features=dataclasses.replace(base.features, pretrained=str(pretrained)),
+        readout=ReadoutConfig(time=time),
+    )
+    data = open_split(config.data, "train")
+    task = load_task(config.task, data)
+    backbone = load_backbone(config.features.backbone, config.features.pretrained)
+    check_features(backbone, block=config.features.block, timestep=config.features.timestep)
+    readout = task.create_readout(
+        data, config.readout, feature_dim=backbone.width, num_frames=config.data.num_frames
+    )
+    examples = [data[index] for index in range(2)]
+    features = backbone.features(
+        torch.stack([example["video"] for example in examples]),
+        blocks=(config.features.block,),
+        timestep=config.features.timestep,
+        seed=0,
+        sample_ids=[example["sample_id"] for example in examples],
+    )[config.features.block].clone()
+    prepared = prepare(features, config)
+    assert prepared.shape[1] == config.data.num_frames
+    targets = [task.targets(example) for example in examples]
+    batch = {key: torch.stack([target[key] for target in targets]) for key in targets[0]}
+    task.loss(readout, prepared, batch).backward()
+    assert all(torch.isfinite(p.grad).all() for p in readout.parameters() if p.grad is not None)
+    assert task.score(readout, prepared, batch).shape == (2,)
