@@ -83,8 +83,10 @@ def optim(name: str, batch_size: int, accumulate: int = 1) -> list[str]:
 def pretrain_words() -> Callable[..., list[str]]:
     """Function that makes the command line of a pretraining of seconds."""
 
-    def words(output: object, *more: object, accumulate: int = 1, under: str = "") -> list[str]:
-        settings = [f"--{under}data.limit", "36", f"--{under}tokenizer-frames", "5"]
+    def words(
+        output: object, *more: object, accumulate: int = 1, under: str = "", limit: int = 36
+    ) -> list[str]:
+        settings = [f"--{under}data.limit", str(limit), f"--{under}tokenizer-frames", "5"]
         settings += [f"--{under}checkpoint-every", "2"]
         for name, size in (("tokenizer", 4), ("image-walt", 8), ("video-walt", 4)):
             settings += optim(f"{under}{name}", size, accumulate)

@@ -148,9 +148,9 @@ def test_features_depend_on_what_they_say(pretrained: Path, clips: torch.Tensor,
     first = features()
     assert torch.equal(features(), first)
     assert torch.equal(features(second="three")[0], first[0])
-    alone = backbone.features(
-        clips[1:], blocks=(block,), timestep=200, seed=0, sample_ids=["two"]
-    )[block]
+    alone = backbone.features(clips[1:], blocks=(block,), timestep=200, seed=0, sample_ids=["two"])[
+        block
+    ]
     # 1e-4: another batch size sums in another order.
     torch.testing.assert_close(alone[0], first[1], atol=1e-4, rtol=1e-4)
     for other in (features(timestep=201), features(seed=1)):
@@ -190,7 +190,7 @@ def test_a_task_takes_a_data_set_or_says_why_not(open_any: Open, dataset: str, t
             load_task(task, data)
 
 
-@pytest.mark.parametrize("time", ["paper", "causal", "nearest"])
+@pytest.mark.parametrize("time", typing.get_args(typing.get_type_hints(ReadoutConfig)["time"]))
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_fits_from_pixels_to_score(pretrained: Path, recipe: str, time: str) -> None:
     base = RECIPES[recipe]()

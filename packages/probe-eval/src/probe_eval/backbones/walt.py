@@ -75,7 +75,7 @@ def hash_weights(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(name: str, pretrained: str, device: torch.device | str) -> WaltBackbone:
+def load(name: str, pretrained: str, device: torch.device | str = "cpu") -> WaltBackbone:
     """Reads tokenizer and denoiser from the folder that `probe-eval pretrain` wrote.
 
     Raises:

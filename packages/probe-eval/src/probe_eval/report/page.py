@@ -10,6 +10,8 @@ from probe_eval.records import read_record
 from probe_eval.report.figures import LABELS, draw_losses, draw_scores
 from probe_eval.runs import read_json, write_text
 
+MODELS = ("tokenizer", "i-walt", "v-walt")
+
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """All records below a folder, in the order of their paths.
@@ -74,10 +76,8 @@ def write_page(folder: Path, page: Path) -> None:
     from jinja2 import Environment, PackageLoader
 
     rows = summarise(folder)
-    models = {
-        path.parent.name: read_json(path)
-        for path in sorted((folder / "pretrained").glob("*/model.json"))
-    }
+    paths = [folder / "pretrained" / name / "model.json" for name in MODELS]
+    models = {path.parent.name: read_json(path) for path in paths if path.is_file()}
     figures = folder / "figures"
     draw_losses({name: model["losses"] for name, model in models.items()}, figures / "losses.png")
     draw_scores(rows, figures / "scores.png")

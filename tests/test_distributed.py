@@ -1,0 +1,136 @@
+"""Two processes on the CPU do what one does: the same steps, the same score, one voice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from probe_eval.records import read_record
+
+MODELS = ("tokenizer", "i-walt", "v-walt")
+Words = Callable[..., list[str]]
+Torchrun = Callable[..., Any]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def torchrun(launch: Callable, tool: Callable[[str], str]) -> Torchrun:
+    """Function that runs a command in two processes, which write to `logs` by rank if given."""
+
+    def run(words: list[str], *, logs: Path | None = None, cpu: bool = True) -> Any:
+        by_rank = ["--log-dir", logs, "--redirects", "3"] if logs else []
+        launcher = [tool("torchrun"), "--standalone", "--nproc-per-node", 2, *by_rank]
+        env = {"ACCELERATE_USE_CPU": "true"} if cpu else {}
+        return launch(*launcher, "-m", "probe_eval", *words, env=env)
+
+    return run
+
+
+def said(logs: Path, rank: int) -> dict[str, str]:
+    """What a process wrote, by stream."""
+    return {
+        name: next(logs.rglob(f"{rank}/{name}.log")).read_text() for name in ("stdout", "stderr")
+    }
+
+
+# --- Probes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(torchrun: Torchrun, run_words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A probe by two processes: its folder `run`, and what each of them said in `logs`."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(run_words(folder / "run"), logs=folder / "logs")
+    assert done.returncode == 0, said(folder / "logs", 0)["stderr"]
+    return folder
+
+
+def test_two_processes_are_one_that_accumulates(
+    two: Path, main: Callable, run_words: Words, tmp_path: Path
+) -> None:
+    """To the bit: the same micro-batches, and a sum of two has no order."""
+    assert main(*run_words(tmp_path / "one", accumulate=2)) == 0
+    one, other = (load_file(p / "readout.safetensors") for p in (tmp_path / "one", two / "run"))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+    first, second = (read_record(p / "record.json") for p in (tmp_path / "one", two / "run"))
+    assert first["metric"] == second["metric"]
+    assert first["final_loss"] == pytest.approx(second["final_loss"], rel=1e-6)
+
+
+def test_two_processes_score_like_one(
+    two: Path, main: Callable, run_words: Words, tmp_path: Path
+) -> None:
+    assert main(*run_words(tmp_path / "one")) == 0
+    one, other = (read_record(p / "record.json") for p in (tmp_path / "one", two / "run"))
+    assert one["metric"] == other["metric"]
+    assert one["dataset"] == other["dataset"]
+    assert one["backbone"] == other["backbone"]
+    # 1e-5: the gradient of a batch is summed in another order than those of its halves.
+    assert one["final_loss"] == pytest.approx(other["final_loss"], rel=1e-5)
+    assert (one["environment"]["processes"], other["environment"]["processes"]) == (1, 2)
+
+
+def test_only_the_first_process_speaks(two: Path) -> None:
+    first, second = (said(two / "logs", rank) for rank in (0, 1))
+    assert "top1" in first["stdout"]
+    assert "readout action v-walt seed 0  4/4" in first["stderr"]
+    assert second["stdout"] == ""
+    assert "4/4" not in second["stderr"]
+    assert "probe" not in second["stderr"]
+
+
+def test_a_finished_run_of_one_process_is_one_of_two(
+    two: Path, main: Callable, run_words: Words
+) -> None:
+    before = (two / "run" / "record.json").stat().st_mtime_ns
+    assert main(*run_words(two / "run")) == 0
+    assert (two / "run" / "record.json").stat().st_mtime_ns == before
+
+
+# --- Pretraining ---------------------------------------------------------------------------------
+
+
+def test_two_processes_pretrain_like_one(
+    torchrun: Torchrun, pretrain_words: Words, pretrained: Path, tmp_path: Path
+) -> None:
+    done = torchrun(pretrain_words(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {path.name for path in pretrained.iterdir()}
+    for name in MODELS:
+        one, two = (
+            json.loads((f / name / "model.json").read_text())
+            for f in (pretrained, tmp_path / "two")
+        )
+        # 1e-3: gradients are summed in another order, and AdamW divides by their size, which
+        # makes much of little where a gradient is almost 0.
+        assert one["losses"][-1][1] == pytest.approx(two["losses"][-1][1], rel=1e-3)
+        first, second = (
+            load_file(f / f"{name}.safetensors") for f in (pretrained, tmp_path / "two")
+        )
+        assert first.keys() == second.keys()
+        for key, tensor in first.items():
+            torch.testing.assert_close(tensor, second[key], atol=2e-3, rtol=1e-2)
+
+
+# --- What cannot work ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there Accelerate sees both processes")
+def test_processes_that_do_not_see_each_other_are_an_error(
+    torchrun: Torchrun, run_words: Words, tmp_path: Path
+) -> None:
+    """And not two silent runs of one process."""
+    done = torchrun(run_words(tmp_path / "run"), cpu=False)
+    assert done.returncode != 0
+    assert "probe-eval: error: 2 processes were launched but Accelerate sees 1" in done.stderr
+    assert "set ACCELERATE_USE_CPU=true" in done.stderr
+    assert "top1" not in done.stdout
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,352 @@
+"""The commands from end to end, tiny: what they leave, and that killed runs end like unbroken ones.
+
+A process is killed by SIGKILL, at a call that is named: nothing in it can clean up.
+"""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from probe_eval import harness, pretrain, probe
+from probe_eval.records import read_record
+
+MODELS = ("tokenizer", "i-walt", "v-walt")
+Words = Callable[..., list[str]]
+Main = Callable[..., int]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_equal_weights(one: Path, two: Path) -> None:
+    """Every tensor of two safetensors files is equal to the bit."""
+    first, second = load_file(one), load_file(two)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and extraction of features are errors."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("this was there already")
+
+    for module, name in (
+        (pretrain, "train"),
+        (pretrain, "encode_clips"),
+        (probe, "train"),
+        (probe.FeatureStore, "get"),
+    ):
+        monkeypatch.setattr(module, name, fail)
+
+
+# --- Pretraining ---------------------------------------------------------------------------------
+
+
+def test_pretraining_leaves_three_models_and_what_made_them(pretrained: Path) -> None:
+    names = sorted(path.name for path in pretrained.iterdir())
+    assert names == sorted(["run.json", *MODELS, *(f"{name}.safetensors" for name in MODELS)])
+    for name in MODELS:
+        assert [path.name for path in (pretrained / name).iterdir()] == ["model.json"]
+        model = json.loads((pretrained / name / "model.json").read_text())
+        weights = load_file(pretrained / f"{name}.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+        assert model["losses"][-1][0] == model["optim"]["steps"] == 4
+        assert model["data"]["limit"] == 36
+    first, second = (load_file(pretrained / f"{name}.safetensors") for name in MODELS[1:])
+    assert first.keys() == second.keys()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_finished_pretraining_is_not_repeated(
+    pretrained: Path, main: Main, pretrain_words: Words
+) -> None:
+    before = snapshot(pretrained)
+    assert main(*pretrain_words(pretrained)) == 0
+    assert snapshot(pretrained) == before
+
+
+# --- Probes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(main: Main, run_words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken probe."""
+    folder = tmp_path_factory.mktemp("probe") / "unbroken"
+    assert main(*run_words(folder)) == 0
+    return folder
+
+
+def test_a_probe_leaves_a_valid_record(finished: Path) -> None:
+    names = sorted(path.name for path in finished.iterdir())
+    assert names == ["losses.json", "readout.safetensors", "record.json", "run.json"]
+    record = read_record(finished / "record.json")
+    assert (record["task"], record["backbone"]["name"]) == ("action", "v-walt")
+    assert record["dataset"]["train"]["evaluated"] == 36
+    assert record["dataset"]["validation"]["evaluated"] == 36
+    # A mean over 36 clips.
+    assert (36 * record["metric"]["value"]) == pytest.approx(round(36 * record["metric"]["value"]))
+    assert record["config"]["optim"]["steps"] == 4
+    assert record["environment"]["processes"] == 1
+
+
+def test_both_twins_are_probed(
+    main: Main, run_words: Words, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = run_words(tmp_path / "run", "--features.backbone", "i-walt")
+    assert main(*words) == 0
+    record, other = (read_record(path / "record.json") for path in (tmp_path / "run", finished))
+    assert record["backbone"]["name"] == "i-walt"
+    assert record["backbone"]["weights_hash"] != other["backbone"]["weights_hash"]
+    value = record["metric"]["value"]
+    assert f"action on i-walt: top1 {value:.4f} (chance " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_finished_probe_is_read_back(main: Main, run_words: Words, finished: Path) -> None:
+    before = snapshot(finished)
+    assert main(*run_words(finished)) == 0
+    assert snapshot(finished) == before
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        ("--seed 1", "seed is 0 there, 1 here"),
+        ("--optim.peak-lr 0.5", "optim.peak_lr is 0.01 there, 0.5 here"),
+        ("--features.backbone i-walt", "weights_hash is"),
+        ("--shuffle-labels", "shuffle_labels is False there, True here"),
+    ],
+)
+def test_the_folder_of_another_probe_is_left_alone(
+    main: Main,
+    run_words: Words,
+    finished: Path,
+    flags: str,
+    difference: str,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    before = snapshot(finished)
+    assert main(*run_words(finished, *flags.split())) == 2
+    err = capsys.readouterr().err
+    assert f"results folder {finished} already holds another run" in err
+    assert difference in err
+    assert snapshot(finished) == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_the_folder_of_another_kind_of_run_is_left_alone(
+    main: Main, run_words: Words, pretrain_words: Words, pretrained: Path, finished: Path
+) -> None:
+    before = snapshot(pretrained), snapshot(finished)
+    assert main(*pretrain_words(pretrained, "--seed", "1")) == 2
+    assert main(*pretrain_words(finished)) == 2
+    assert main(*run_words(pretrained)) == 2
+    assert main("demo", "--output", finished) == 2
+    assert (snapshot(pretrained), snapshot(finished)) == before
+
+
+def test_shuffled_labels_are_trained_on_and_true_ones_measured(
+    main: Main, run_words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[tuple[str, int]]] = {}
+
+    def watch(name: str, place: Callable) -> None:
+        inner = getattr(probe, name)
+
+        def watched(*args: object, **kwargs: object) -> object:
+            samples = place(args)
+            labels = [int(target["label"]) for target in samples.targets]
+            seen[name] = list(zip(samples.sample_ids, labels, strict=True))
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(probe, name, watched)
+
+    watch("train", lambda args: args[0].dataset)
+    watch("evaluate", lambda args: args[2])
+    assert main(*run_words(tmp_path / "true")) == 0
+    true = dict(seen)
+    assert main(*run_words(tmp_path / "shuffled", "--shuffle-labels")) == 0
+
+    assert seen["evaluate"] == true["evaluate"]
+    assert [name for name, _ in seen["train"]] == [name for name, _ in true["train"]]
+    assert seen["train"] != true["train"]
+    labels = [sorted(label for _, label in run["train"]) for run in (seen, true)]
+    assert labels[0] == labels[1]
+    assert read_record(tmp_path / "shuffled" / "record.json")["shuffled_labels"] is True
+
+
+# --- Killed and resumed --------------------------------------------------------------------------
+
+KILLER = """
+import importlib, os, signal, sys
+from probe_eval.cli import main
+place, number = sys.argv[1].split("#")
+module, name = place.split(":")
+module, calls = importlib.import_module(module), []
+real = getattr(module, name)
+def deadly(*args, **kwargs):
+    calls.append(name)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+setattr(module, name, deadly)
+raise SystemExit(main(sys.argv[2:]))
+"""
+"""Runs a command until call `#number` of `module:function`, and dies at it."""
+
+Kill = Callable[[str, list[str]], None]
+
+
+@pytest.fixture
+def kill(launch: Callable) -> Kill:
+    """Function that runs a command in a process that is killed at a call."""
+
+    def run(call: str, words: list[str]) -> None:
+        done = launch(sys.executable, "-c", KILLER, call, *words)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [
+        # In step 4, after the checkpoint of step 2.
+        ("probe_eval.harness:learning_rate#4", {"run.json", "checkpoints"}),
+        # While the only checkpoint is being written: it is not there yet.
+        ("probe_eval.harness:write_json#1", {"run.json", "checkpoints"}),
+        # Trained and measured, but the record is not written.
+        (
+            "probe_eval.records:write_record#1",
+            {"run.json", "checkpoints", "losses.json", "readout.safetensors"},
+        ),
+    ],
+    ids=["in a step", "in a checkpoint", "before the record"],
+)
+def test_a_killed_probe_ends_like_an_unbroken_one(
+    main: Main,
+    run_words: Words,
+    kill: Kill,
+    finished: Path,
+    tmp_path: Path,
+    call: str,
+    left: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    kill(call, run_words(folder))
+    assert {path.name for path in folder.iterdir()} == left
+    whole = [path.name for path in (folder / "checkpoints").glob("step-*")]
+    assert whole == ([] if "write_json" in call else ["step-00000002"])
+
+    steps = []
+    rate = harness.learning_rate
+    monkeypatch.setattr(
+        harness, "learning_rate", lambda config, step: steps.append(step) or rate(config, step)
+    )
+    assert main(*run_words(folder)) == 0
+    assert steps == ([2, 3] if whole else [0, 1, 2, 3])
+    assert_equal_weights(folder / "readout.safetensors", finished / "readout.safetensors")
+    record, other = (read_record(path / "record.json") for path in (folder, finished))
+    assert record["metric"] == other["metric"]
+    assert record["final_loss"] == other["final_loss"]
+    assert (folder / "losses.json").read_text() == (finished / "losses.json").read_text()
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_killed_pretraining_ends_like_an_unbroken_one(
+    main: Main, pretrain_words: Words, kill: Kill, pretrained: Path, tmp_path: Path
+) -> None:
+    """Killed twice: in the tokenizer, and in the second twin."""
+    folder = tmp_path / "killed"
+    kill("probe_eval.harness:learning_rate#4", pretrain_words(folder))
+    assert {path.name for path in folder.iterdir()} == {"run.json", "tokenizer"}
+    # Two more steps of the tokenizer, four of I-WALT, and the fourth of V-WALT.
+    kill("probe_eval.harness:learning_rate#10", pretrain_words(folder))
+    assert not (folder / "v-walt.safetensors").exists()
+    assert [path.name for path in (folder / "v-walt" / "checkpoints").iterdir()] == [
+        "step-00000002"
+    ]
+    assert main(*pretrain_words(folder)) == 0
+    assert snapshot(folder).keys() == snapshot(pretrained).keys()
+    for name in MODELS:
+        assert_equal_weights(folder / f"{name}.safetensors", pretrained / f"{name}.safetensors")
+        one, two = (json.loads((f / name / "model.json").read_text()) for f in (folder, pretrained))
+        assert one["losses"] == two["losses"]
+        assert one["weights_hash"] == two["weights_hash"]
+        assert one.get("psnr") == two.get("psnr")
+
+
+# --- Pictures and the demo -----------------------------------------------------------------------
+
+
+def test_show_draws_every_video(
+    main: Main, pretrained: Path, write_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    videos = [write_video(tmp_path / name) for name in ("one.mp4", "two.webm", "sub/one.mp4")]
+    words = ["--pretrained", pretrained, "--size", 32, "--output", tmp_path / "pictures"]
+    assert main("show", *videos, *words) == 0
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 3
+    for path in pictures:
+        assert path.suffix == ".png"
+        assert matplotlib.image.imread(path)[..., :3].std() > 0.02
+
+
+@pytest.mark.slow
+def test_the_demo_makes_everything_and_then_nothing(
+    main: Main,
+    pretrain_words: Words,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    folder = tmp_path / "demo"
+    words = pretrain_words(folder, "--seeds", "0", under="pretrain.", limit=12)
+    words += ["--optim.steps", "4", "--optim.batch-size", "8", "--optim.warmup-steps", "1"]
+    assert main("demo", *words) == 0
+    table = capsys.readouterr().out
+
+    records = [read_record(path) for path in sorted(folder.glob("probes/*/record.json"))]
+    assert len(records) == 8
+    what = {(r["task"], r["backbone"]["name"], r["shuffled_labels"]) for r in records}
+    assert len(what) == 8
+    html = (folder / "index.html").read_text()
+    rows = re.findall(r"<tr[^>]*><td>(action|shape)</td>(.*?)</tr>", html)
+    found = sorted(re.search(r"([\d.]+) &plusmn;|([\d.]+) \xb1", row[1])[0][:5] for row in rows)
+    assert found == sorted(f"{record['metric']['value']:.3f}" for record in records)
+    assert all(f"{record['metric']['value']:.3f}" in table for record in records)
+    pictures = list(folder.rglob("*.png"))
+    assert {path.parent.name for path in pictures} == {"figures", "show"}
+    assert len(re.findall(r'src="data:image/png;base64,', html)) == len(pictures)
+    assert not list(folder.rglob("checkpoints"))
+    assert not list(folder.rglob("*partial*"))
+
+    request.getfixturevalue("no_training")
+    before = snapshot(folder)
+    assert main("demo", *words) == 0
+    after = snapshot(folder)
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in before.items()
+    }
