@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import av
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
 
 Main = Callable[..., int]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -144,6 +145,7 @@ def write_video() -> Callable[..., Path]:
         texture = np.random.default_rng(0).integers(0, 90, (height, width, 3))
         with av.open(str(path), "w") as sink:
             stream = sink.add_stream(codec, rate=25, options=options)
+            assert isinstance(stream, VideoStream)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for number in range(num_frames):
                 picture = texture.astype(np.uint8)

@@ -1,37 +1,22 @@
-"""Fixtures: untrained twins that differ in every weight, and what a probe would leave behind."""
+"""Fixtures: untrained twins that differ in every weight, and what a probe would leave behind.
+
+The packages are imported inside the fixtures: jaxtyping checks only what is imported after it has
+been set up, which is later than this file is read.
+"""
 
 import copy
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-import walt_core
-import walt_tokenizer
-from probe_eval.backbones.walt import WINDOWS
-from probe_eval.config import OptimConfig, ProbeConfig
-
-TOKENIZER = walt_tokenizer.TokenizerConfig(
-    base_channels=8,
-    channel_multipliers=(1, 1, 1, 2),
-    num_res_blocks=1,
-    latent_channels=4,
-    norm_groups=4,
-)
-DENOISER = walt_core.WaltConfig(
-    width=16,
-    depth=4,
-    num_heads=2,
-    latent_channels=4,
-    latent_size=(2, 2, 2),
-    spatial_window=(1, 2, 2),
-    spatiotemporal_window=(2, 2, 2),
-)
+if TYPE_CHECKING:
+    from probe_eval.config import ProbeConfig
 
 
 def random_weights(module: torch.nn.Module, seed: int) -> None:
@@ -46,13 +31,33 @@ def random_weights(module: torch.nn.Module, seed: int) -> None:
 @pytest.fixture(scope="session")
 def write_twins() -> Callable[[Path], Path]:
     """Function that writes a tokenizer and both twins, for clips of 5 x 16 x 16, to a folder."""
+    import walt_core
+    import walt_tokenizer
+    from probe_eval.backbones.walt import WINDOWS
+
+    tokenizer_config = walt_tokenizer.TokenizerConfig(
+        base_channels=8,
+        channel_multipliers=(1, 1, 1, 2),
+        num_res_blocks=1,
+        latent_channels=4,
+        norm_groups=4,
+    )
+    denoiser_config = walt_core.WaltConfig(
+        width=16,
+        depth=4,
+        num_heads=2,
+        latent_channels=4,
+        latent_size=(2, 2, 2),
+        spatial_window=(1, 2, 2),
+        spatiotemporal_window=(2, 2, 2),
+    )
 
     def write(folder: Path) -> Path:
-        tokenizer = walt_tokenizer.VideoTokenizer(TOKENIZER)
+        tokenizer = walt_tokenizer.VideoTokenizer(tokenizer_config)
         random_weights(tokenizer, 0)
         walt_tokenizer.save_checkpoint(tokenizer, folder / "tokenizer.safetensors")
         for seed, (name, windows) in enumerate(WINDOWS.items(), start=1):
-            denoiser = walt_core.Walt(dataclasses.replace(DENOISER, windows=windows))
+            denoiser = walt_core.Walt(dataclasses.replace(denoiser_config, windows=windows))
             random_weights(denoiser, seed)
             walt_core.save_checkpoint(denoiser, folder / f"{name}.safetensors")
         return folder
@@ -79,13 +84,15 @@ def accelerator() -> Accelerator:
 
 
 @pytest.fixture
-def config() -> ProbeConfig:
+def config() -> "ProbeConfig":
     """A probe with settings that are no defaults."""
+    from probe_eval.config import OptimConfig, ProbeConfig
+
     return ProbeConfig(task="action", optim=OptimConfig(steps=4, batch_size=4, warmup_steps=1))
 
 
 @pytest.fixture
-def make_record(config: ProbeConfig) -> Callable[..., dict[str, Any]]:
+def make_record(config: "ProbeConfig") -> Callable[..., dict[str, Any]]:
     """Function that makes a valid record; keyword arguments replace its fields."""
 
     def make(**fields: Any) -> dict[str, Any]:

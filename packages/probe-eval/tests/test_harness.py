@@ -1,5 +1,6 @@
 """The order of samples, the sources of chance, and runs that are broken off and go on."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_training_fits(run: Run) -> None:
     assert [step for step, _ in losses] == [10, 12]
     assert not torch.equal(weights(objective)[0], before[0])
     assert not objective.model.training
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_see_the_samples_and_the_noise_of_the_whole(
+    run: Run, accumulate: int
+) -> None:
+    whole, divided = Fit(), Fit()
+    run(whole, name="whole")
+    run(divided, dataclasses.replace(CONFIG, accumulate=accumulate), "divided")
+    for expected, found in zip(weights(whole), weights(divided), strict=True):
+        # 1e-5: the gradient is summed in another order.
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("stop", [5, 8, 12])
