@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
+# What says that a process is one of many, and what makes each compile all of torch anew.
+UNSET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU", "PYTHONDONTWRITEBYTECODE")
+
 Main = Callable[..., int]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -42,8 +45,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     def run(
         *words: object, cwd: Path = elsewhere, env: dict[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU")
-        clean = {name: value for name, value in os.environ.items() if name not in names}
+        clean = {name: value for name, value in os.environ.items() if name not in UNSET}
         return subprocess.run(
             [str(word) for word in words],
             cwd=cwd,

@@ -6,6 +6,7 @@ Imports torch only after the arguments have been understood.
 import dataclasses
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug, verbose = "--debug" in words, "-v" in words
     words = [word for word in words if word not in ("--debug", "-v")]
     start_logging(verbose)
+    # Threads that spin while they wait make a run ten times slower as soon as another program
+    # wants a core; torch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return run(words)
     except (ValueError, OSError, ImportError) as error:
