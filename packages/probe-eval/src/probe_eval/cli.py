@@ -3,10 +3,13 @@
 Imports torch only after the arguments have been understood.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         return run(words)
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        return 0
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
@@ -105,15 +110,40 @@ def known(kind: str, name: str, names: Any) -> str:
 
 
 def parse(kind: Any, words: list[str], command: str, default: Any = None) -> Any:
-    """A configuration from words; `--help` and mistakes end the program, as tyro says them."""
+    """A configuration from words; `--help` prints it with defaults and units and ends the program.
+
+    Raises:
+        ValueError: for an unknown option or a value of the wrong type or out of range.
+    """
     given = {} if default is None else {"default": default}
-    return tyro.cli(
-        kind,
-        args=words,
-        prog=f"{PROG} {command}",
-        console_outputs=is_main_process(),
-        **given,
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                kind,
+                args=words,
+                prog=f"{PROG} {command}",
+                console_outputs=is_main_process(),
+                **given,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{reason(complaint.getvalue())}; see `{PROG} {command} --help`") from None
+
+
+def reason(complaint: str) -> str:
+    """What tyro says is wrong, without its frame, its heading and its hints.
+
+    Its text is blocks between rules: what is wrong, then hints; the heading is part of the frame,
+    or, where the terminal has no characters for a frame, a first block.
+    """
+    framed = "\u256d" in complaint
+    text = re.sub(r"^\u256d.*$|^[\u2570].*$|\u2502", "", complaint, flags=re.MULTILINE)
+    blocks = [" ".join(block.split()) for block in re.split(r"[\u2500-]{5,}", text)]
+    blocks = [block for block in blocks if block]
+    message = blocks[0 if framed else 1 :][:1]
+    return message[0] if message else "wrong arguments"
 
 
 def start_logging(verbose: bool) -> None:

@@ -198,3 +198,7 @@ class DemoConfig:
         steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30
     )
     """How every readout is trained."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one, for instance --seeds 0 1 2")

@@ -7,6 +7,7 @@ order in which gradients are summed.
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from probe_eval.optim import create_optimizer, learning_rate
 from probe_eval.progress import Tracker
 from probe_eval.runs import read_json, write_json
 
+logger = logging.getLogger(__name__)
 STEPS_BETWEEN_LOSSES = 10
 KEPT_CHECKPOINTS = 2
 
@@ -70,15 +72,10 @@ class StepSampler:
     def __init__(
         self, num_samples: int, config: OptimConfig, *, seed: int, start: int, rank: int, world: int
     ) -> None:
-        shards = world * config.accumulate
-        if config.batch_size % shards:
-            raise ValueError(
-                f"batch_size {config.batch_size} must be a multiple of processes x accumulate = "
-                f"{world} x {config.accumulate}"
-            )
+        check_batch(config, world)
         self.num_samples, self.config, self.seed, self.start = num_samples, config, seed, start
         self.rank = rank
-        self.shard = config.batch_size // shards
+        self.shard = config.batch_size // (world * config.accumulate)
 
     def positions(self, step: int, micro: int) -> range:
         """Places of a micro-batch in the endless stream of samples."""
@@ -102,6 +99,19 @@ class StepSampler:
 
     def __len__(self) -> int:
         return (self.config.steps - self.start) * self.config.accumulate
+
+
+def check_batch(config: OptimConfig, world: int) -> None:
+    """Checks that a batch divides among the processes and their micro-batches.
+
+    Raises:
+        ValueError: naming what it must be a multiple of.
+    """
+    if config.batch_size % (world * config.accumulate):
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a multiple of processes x accumulate = "
+            f"{world} x {config.accumulate}"
+        )
 
 
 def stream(seed: int, name: str, number: int) -> torch.Generator:
@@ -152,43 +162,45 @@ def train(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    batches = iter(DataLoader(objective.dataset, batch_sampler=sampler))
-    model.train()
-    with Tracker(objective.title, config.steps, start) as tracker:
-        for step in range(start, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            total = torch.zeros((), device=accelerator.device)
-            for micro in range(config.accumulate):
-                batch = {
-                    name: value.to(accelerator.device) for name, value in next(batches).items()
-                }
-                generators = [stream(seed, "noise", p) for p in sampler.positions(step, micro)]
-                last = micro == config.accumulate - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    with accelerator.autocast():
-                        loss = objective.loss(model, batch, generators) / config.accumulate
-                    accelerator.backward(loss)
-                total += loss.detach()
-            if config.clip_norm:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            done = step + 1
-            if done % STEPS_BETWEEN_LOSSES == 0 or done == config.steps:
-                value = float(accelerator.reduce(total, reduction="mean"))
-                if not torch.isfinite(torch.tensor(value)):
-                    raise ValueError(
-                        f"loss of '{objective.title}' is {value} at step {done}; lower peak_lr "
-                        f"{config.peak_lr} or check the data"
-                    )
-                losses.append((done, value))
-                tracker.note = f"loss {value:.4f}"
-            tracker.advance()
-            if done % checkpoint_every == 0 and done < config.steps:
-                save(accelerator, folder, done, losses)
-    objective.model.eval()
-    accelerator.free_memory()
+    try:
+        batches = iter(DataLoader(objective.dataset, batch_sampler=sampler))
+        model.train()
+        with Tracker(objective.title, config.steps, start) as tracker:
+            for step in range(start, config.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                total = torch.zeros((), device=accelerator.device)
+                for micro in range(config.accumulate):
+                    batch = {
+                        name: value.to(accelerator.device) for name, value in next(batches).items()
+                    }
+                    generators = [stream(seed, "noise", p) for p in sampler.positions(step, micro)]
+                    last = micro == config.accumulate - 1
+                    with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                        with accelerator.autocast():
+                            loss = objective.loss(model, batch, generators) / config.accumulate
+                        accelerator.backward(loss)
+                    total += loss.detach()
+                if config.clip_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                done = step + 1
+                if done % STEPS_BETWEEN_LOSSES == 0 or done == config.steps:
+                    value = float(accelerator.reduce(total, reduction="mean"))
+                    if not torch.isfinite(torch.tensor(value)):
+                        raise ValueError(
+                            f"loss of '{objective.title}' is {value} at step {done}; lower peak_lr "
+                            f"{config.peak_lr} or check the data"
+                        )
+                    losses.append((done, value))
+                    tracker.note = f"loss {value:.4f}"
+                tracker.advance()
+                if done % checkpoint_every == 0 and done < config.steps:
+                    save(accelerator, folder, done, losses)
+    finally:
+        objective.model.eval()
+        accelerator.free_memory()
     return losses
 
 
@@ -219,7 +231,8 @@ def resume(accelerator: Accelerator, folder: Path) -> tuple[int, list[tuple[int,
             progress = read_json(checkpoint / "progress.json")
             accelerator.load_state(str(checkpoint))
         except Exception as error:
-            accelerator.print(f"checkpoint {checkpoint.name} is unreadable ({error}); trying older")
+            kind = type(error).__name__
+            logger.warning("checkpoint %s is unreadable (%s); trying older", checkpoint.name, kind)
             continue
         return progress["step"], [(int(step), float(loss)) for step, loss in progress["losses"]]
     if found:

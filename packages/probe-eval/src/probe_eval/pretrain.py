@@ -25,7 +25,7 @@ from probe_eval.backbones.walt import TOKENIZER_FILE, WINDOWS, hash_weights
 from probe_eval.config import OptimConfig, PretrainConfig
 from probe_eval.data import open_split
 from probe_eval.distributed import gather_items
-from probe_eval.harness import Batch, finish, stream, train
+from probe_eval.harness import Batch, check_batch, finish, stream, train
 from probe_eval.progress import Tracker
 
 LATENTS_FILE = "latents.safetensors"
@@ -118,6 +118,8 @@ def run_pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
     folder = Path(config.output)
     dataset = open_split(config.data, "train")
     check_sizes(config)
+    for optim in (config.tokenizer, config.image_walt, config.video_walt):
+        check_batch(optim, accelerator.num_processes)
     identity = dataclasses.asdict(config)
     identity.pop("output")
     runs.claim(folder, "pretrain", identity, write=accelerator.is_main_process)
@@ -314,8 +316,11 @@ def encode_clips(
     }
     if accelerator.is_main_process:
         partial = path.with_name(f".{path.name}.partial")
-        save_file(latents, partial)
-        partial.replace(path)
+        try:
+            save_file(latents, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return latents
 
 

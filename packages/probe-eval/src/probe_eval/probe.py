@@ -23,7 +23,7 @@ from probe_eval.config import ProbeConfig
 from probe_eval.data import open_split
 from probe_eval.distributed import gather_items
 from probe_eval.features import FeatureStore, FeatureTable
-from probe_eval.harness import Batch, finish, stream, train
+from probe_eval.harness import Batch, check_batch, finish, stream, train
 from probe_eval.metrics.state import SampleScores
 from probe_eval.tasks import load_task
 from probe_eval.tasks.base import Task
@@ -111,6 +111,7 @@ def run_probe(
         config.features.backbone, config.features.pretrained, accelerator.device
     )
     check_features(backbone, block=config.features.block, timestep=config.features.timestep)
+    check_batch(config.optim, accelerator.num_processes)
     torch.manual_seed(config.seed)
     readout = task.create_readout(
         splits["train"],
@@ -121,9 +122,9 @@ def run_probe(
     identity = {**dataclasses.asdict(config), "weights_hash": backbone.weights_hash}
     identity.pop("output")
     identity["features"].pop("pretrained")
-    runs.claim(folder, "probe", identity, write=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    runs.claim(folder, "probe", identity, write=False)
     if (folder / RECORD_FILE).is_file():
+        finish(accelerator, folder)
         return records.read_record(folder / RECORD_FILE)
 
     store = store or FeatureStore(accelerator)
@@ -133,6 +134,9 @@ def run_probe(
         )
         for split, dataset in splits.items()
     }
+    # Claimed only now: a setting that extraction refuses leaves no folder behind.
+    runs.claim(folder, "probe", identity, write=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
     title = f"readout {config.task} {backbone.name} seed {config.seed}"
     samples = FeatureSamples(tables["train"], task, config.seed if config.shuffle_labels else None)
     if config.shuffle_labels:

@@ -74,6 +74,7 @@ class Tracker:
 
     def advance(self, items: int = 1, note: str = "") -> None:
         """Counts items as done; `note` stands behind the numbers."""
+        items = min(items, self.total - self.done)
         self.done += items
         self.note = note or self.note
         if self.bar:
