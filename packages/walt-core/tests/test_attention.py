@@ -1,6 +1,8 @@
 """Attention: every implementation agrees with the reference, the reference with a loop."""
 
 import logging
+import sys
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -42,7 +44,7 @@ def test_math_is_a_weighted_mean_of_values() -> None:
                 torch.testing.assert_close(out[b, head, i], weights @ v[b, head])
 
 
-@pytest.mark.parametrize("impl", sorted(set(IMPLEMENTATIONS) - {"math", "flash_attn"}))
+@pytest.mark.parametrize("impl", sorted(set(IMPLEMENTATIONS) - {"math", "flash"}))
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
     # Double precision; float32 with sums in another order.
@@ -73,11 +75,37 @@ def test_float32_bias_with_bfloat16_queries(impl: str) -> None:
     torch.testing.assert_close(out.float(), attention(q, k, v, bias), atol=0.05, rtol=0.05)
 
 
+def test_flash_takes_no_bias() -> None:
+    q, k, v, bias, _ = inputs(torch.float32)
+    with pytest.raises(ValueError, match="'flash' takes no additive bias; use 'sdpa' or 'math'"):
+        attention(q, k, v, bias, impl="flash")
+
+
+def test_flash_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As flash-attn-4 leaves it too: a package of that name without the function.
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    q, k, v, _, _ = inputs(torch.float32)
+    with pytest.raises(ImportError, match=r"pip install 'walt-core\[flash\]'"):
+        attention(q, k, v, impl="flash")
+
+
+@pytest.mark.gpu
+def test_flash_equals_math_on_a_gpu() -> None:
+    pytest.importorskip("flash_attn")
+    q, k, v, _, _ = (x.cuda().half() for x in inputs(torch.float32))
+    expected = attention(q.float(), k.float(), v.float())
+    # 2e-3: half precision keeps 11 bits.
+    found = attention(q, k, v, impl="flash").float()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
+
+
 def test_unknown_implementation_lists_the_known_ones() -> None:
     q, k, v, _, _ = inputs(torch.float32)
-    with pytest.raises(ValueError, match="unknown attention 'fast'; known: math, sdpa"):
+    with pytest.raises(ValueError, match="unknown attention 'fast'; known: math, sdpa, flash"):
         attention(q, k, v, impl="fast")
-    with pytest.raises(ValueError, match="unknown attention 'fast'; known: auto, math, sdpa"):
+    with pytest.raises(
+        ValueError, match="unknown attention 'fast'; known: auto, math, sdpa, flash"
+    ):
         resolve_attention("fast")
 
 
