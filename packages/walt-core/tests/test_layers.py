@@ -120,15 +120,24 @@ def test_block_is_the_published_formula() -> None:
     torch.testing.assert_close(block(x, condition, shared), y)
 
 
-def test_positions_are_space_plus_time() -> None:
+def tables() -> PositionEmbedding:
+    """Positions with random tables; a new module's are zero."""
     positions = PositionEmbedding((5, 4, 6), WIDTH)
+    with torch.no_grad():
+        positions.space.copy_(random(24, WIDTH))
+        positions.time.copy_(random(5, WIDTH, seed=1))
+    return positions
+
+
+def test_positions_are_space_plus_time() -> None:
+    positions = tables()
     grid = positions((5, 4, 6))
     for t, h, w in [(0, 0, 0), (4, 3, 5), (2, 1, 4)]:
         assert torch.equal(grid[t, h, w], positions.time[t] + positions.space[6 * h + w])
 
 
 def test_an_image_takes_the_first_time_slot() -> None:
-    positions = PositionEmbedding((5, 4, 6), WIDTH)
+    positions = tables()
     assert torch.equal(positions((1, 4, 6)), positions((5, 4, 6))[:1])
 
 

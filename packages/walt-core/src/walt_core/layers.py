@@ -57,8 +57,8 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.latent_size = latent_size
         t, h, w = latent_size
-        self.space = nn.Parameter(torch.empty(h * w, width))
-        self.time = nn.Parameter(torch.empty(t, width))
+        self.space = nn.Parameter(torch.zeros(h * w, width))
+        self.time = nn.Parameter(torch.zeros(t, width))
 
     def forward(self, grid: Window) -> Float[Tensor, "t h w d"]:
         """Embedding of every position of a grid (t, h, w)."""
