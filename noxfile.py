@@ -258,10 +258,14 @@ def integration(session: nox.Session) -> None:
 
 @nox.session(requires=["build"])
 def demo(session: nox.Session) -> None:
-    """Run `probe-eval demo` into results/demo; what follows `--` goes to it."""
+    """Run `probe-eval demo` on the CPU into results/demo; what follows `--` goes to it."""
     prepare(session)
     session.install(*map(wheel, PACKAGES))
-    session.run("probe-eval", "demo", *session.posargs)
+    # Two processes of one thread: small models gain little from two threads of one process.
+    processes = min(2, os.cpu_count() or 1)
+    launcher = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "-m", "probe_eval"]
+    variables = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    session.run(*launcher, "demo", *session.posargs, env=variables)
 
 
 @nox.session

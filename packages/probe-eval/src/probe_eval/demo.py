@@ -52,6 +52,7 @@ def run_demo(config: DemoConfig, accelerator: Accelerator) -> Path:
             ShowConfig(pretrained=str(pretrained), output=str(folder / "show")),
             accelerator,
         )
+    accelerator.wait_for_everyone()
     page = folder / "index.html"
     if accelerator.is_main_process:
         write_page(folder, page)
