@@ -25,8 +25,8 @@ from walt_tokenizer.layers import (
     init_weights,
 )
 
-# Channels last in memory: on a CPU the same numbers in about half the time, see
-# benchmarks/tokenizer_layout.py.
+# Channels last in memory: `tiny` encodes 1.26 times faster on two AVX2 cores, decodes and trains as
+# fast as with contiguous memory; see benchmarks/tokenizer_layout.py.
 LAYOUT = torch.channels_last_3d
 
 
