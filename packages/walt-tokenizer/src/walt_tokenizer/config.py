@@ -1,7 +1,7 @@
 """Tokenizer sizes: one frozen record per model, in a table that names its source."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,10 @@ class TokenizerConfig:
     """Groups of every GroupNorm; statistics are per frame."""
     down_kernel: int = 3
     """Kernel size of the down-sampling convolutions, 3 or 4."""
+    time_kernel: int = 3
+    """Kernel size along time: 3, or 1 for an image tokenizer, which sees every frame alone."""
+    quantizer: Literal["none", "lfq"] = "none"
+    """`none` for continuous latents; `lfq` for look-up-free quantisation to -1 and 1."""
 
     def __post_init__(self) -> None:
         if len(self.temporal_strides) != len(self.channel_multipliers) - 1:
@@ -40,6 +44,15 @@ class TokenizerConfig:
             raise ValueError(f"temporal_strides {self.temporal_strides} must each be 1 or 2")
         if self.down_kernel not in (3, 4):
             raise ValueError(f"down_kernel {self.down_kernel} must be 3 or 4")
+        if self.time_kernel not in (1, 3):
+            raise ValueError(f"time_kernel {self.time_kernel} must be 3, or 1 for images")
+        if self.time_kernel == 1 and self.temporal_stride > 1:
+            raise ValueError(
+                f"temporal_strides {self.temporal_strides} must all be 1 with time_kernel 1: an "
+                "image tokenizer sees every frame alone"
+            )
+        if self.quantizer not in ("none", "lfq"):
+            raise ValueError(f"unknown quantizer {self.quantizer!r}; known: none, lfq")
         if self.num_res_blocks < 1 or self.latent_channels < 1:
             raise ValueError(
                 f"num_res_blocks {self.num_res_blocks} and latent_channels "
@@ -56,6 +69,16 @@ class TokenizerConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage, finest first."""
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    @property
+    def kernel(self) -> tuple[int, int, int]:
+        """Kernel of every convolution but the down-sampling and pointwise ones."""
+        return (self.time_kernel, 3, 3)
+
+    @property
+    def down_kernel_size(self) -> tuple[int, int, int]:
+        """Kernel of the down-sampling convolutions along time, height and width."""
+        return (self.down_kernel if self.time_kernel > 1 else 1, self.down_kernel, self.down_kernel)
 
     @property
     def spatial_stride(self) -> int:
@@ -91,8 +114,17 @@ class TokenizerConfig:
 
 TOKENIZERS: dict[str, TokenizerConfig] = {
     "magvit2-128": TokenizerConfig(),
+    "magvit2-64": TokenizerConfig(base_channels=64, num_res_blocks=2),
+    "magvit2-128-lfq": TokenizerConfig(latent_channels=18, quantizer="lfq"),
+    "magvit2-128-image": TokenizerConfig(time_kernel=1, temporal_strides=(1, 1, 1)),
     "tiny": TokenizerConfig(
         base_channels=8, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=4
     ),
 }
-"""Named configurations: `magvit2-128` is WALT's tokenizer; `tiny` trains on a CPU in minutes."""
+"""Named configurations.
+
+`magvit2-128` is WALT's tokenizer (MAGVIT-v2's network with 8 continuous channels), `magvit2-64` a
+smaller one; `magvit2-128-lfq` has MAGVIT-v2's own look-up-free quantiser with 2^18 codes;
+`magvit2-128-image` is its 2D twin, from which `inflate` starts a video tokenizer; `tiny` trains on
+a CPU in minutes.
+"""

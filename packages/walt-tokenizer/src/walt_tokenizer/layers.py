@@ -1,6 +1,10 @@
 """Layers of the causal tokenizer.
 
-Axes: b batch, c channels, T H W pixels, t h w any feature grid.
+Axes: b batch, c o channels, t h w any feature grid, z latent channels. In memory, channels last.
+
+Every layer has one definition for training, in plain differentiable operations, and takes a shorter
+way to the same numbers where no gradient is asked for: normalisation, Swish and padding in one
+write, a faster convolution, and, in a `Pass`, chunks of frames and strips of rows.
 """
 
 import torch
@@ -8,34 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-
-class CausalConv3d(nn.Module):
-    """Convolution whose output at a time depends on no later input.
-
-    Pads time by kernel - 1 in front only and space on both sides, always with the edge value.
-
-    Reference: MAGVIT-v2, Sec. 3.2 (causal 3D CNN).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int = 3,
-        *,
-        stride: tuple[int, int, int] = (1, 1, 1),
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride=stride, bias=bias)
-        space = (kernel - 1) // 2
-        self.padding = (space, space, space, space, kernel - 1, 0)
-
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
-        if any(self.padding):
-            x = F.pad(x, self.padding, mode="replicate")
-        return self.conv(x)
+from walt_tokenizer.ops.conv import conv3d
+from walt_tokenizer.streaming import WHOLE, Pass
 
 
 class FrameGroupNorm(nn.Module):
@@ -52,32 +32,185 @@ class FrameGroupNorm(nn.Module):
         frames = self.norm(rearrange(x, "b c t h w -> (b t) c h w"))
         return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
 
+    def scale_and_shift(
+        self, x: Float[Tensor, "b c t h w"]
+    ) -> tuple[Float[Tensor, "b c t 1 1"], Float[Tensor, "b c t 1 1"]]:
+        """The normalisation of `x` as a product and a sum, in fp32."""
+        groups = rearrange(x, "b (g c) t h w -> b t g c h w", g=self.norm.num_groups).float()
+        variance, mean = torch.var_mean(groups, dim=(3, 4, 5), correction=0, keepdim=True)
+        scale = (variance + self.norm.eps).rsqrt().expand(*groups.shape[:4], 1, 1)
+        shift = -mean * scale
+        scale, shift = (rearrange(v, "b t g c h w -> b (g c) t h w") for v in (scale, shift))
+        if self.norm.affine:
+            weight, bias = (
+                rearrange(p.float(), "c -> 1 c 1 1 1") for p in (self.norm.weight, self.norm.bias)
+            )
+            scale, shift = scale * weight, shift * weight + bias
+        return scale, shift
+
+
+class CausalConv3d(nn.Module):
+    """Convolution whose output at a time depends on no later input.
+
+    Pads time by kernel - 1 in front only and space on both sides, always with the edge value; in a
+    later chunk of a clip the front is what the chunk before ended with.
+
+    Reference: MAGVIT-v2, Sec. 3.2 (causal 3D CNN).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        *,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride=stride, bias=bias)
+        self.kernel, self.stride = kernel, stride
+        self.edge = (kernel[1] - 1) // 2
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c t h w"],
+        chunk: Pass | None = None,
+        *,
+        norm: FrameGroupNorm | None = None,
+    ) -> Float[Tensor, "b o t2 h2 w2"]:
+        """Convolves `x`, or with `norm` the Swish of the normalised `x`."""
+        if chunk is not None or not torch.is_grad_enabled():
+            return self.infer(x, chunk or Pass(None, WHOLE), norm)
+        if norm is not None:
+            x = F.silu(norm(x))
+        time, edge = self.kernel[0] - 1, self.edge
+        if time or edge:
+            x = F.pad(x, (edge, edge, edge, edge, time, 0), mode="replicate")
+        return self.conv(x)
+
+    def infer(
+        self, x: Float[Tensor, "b c t h w"], chunk: Pass, norm: FrameGroupNorm | None
+    ) -> Float[Tensor, "b o t2 h2 w2"]:
+        """The same without a gradient, after the frames that `chunk` remembers, strip by strip."""
+        height, width, edge = x.shape[3], x.shape[4], self.edge
+        remembered = self.kernel[0] - self.stride[0]
+        past = None if chunk.first else chunk.past().to(x.device)
+        affine = None if norm is None else norm.scale_and_shift(x)
+        out_height = (height + 2 * edge - self.kernel[1]) // self.stride[1] + 1
+        out, last = None, x.new_empty(*x.shape[:2], remembered, height, width)
+        for low, high in chunk.strips(out_height):
+            top = low * self.stride[1] - edge
+            bottom = (high - 1) * self.stride[1] - edge + self.kernel[1]
+            padded = self.pad(x, past, affine, top, bottom)
+            strip = conv3d(padded, self.conv.weight, self.conv.bias, self.stride)
+            # The input rows that belong to this strip and to no other.
+            own_low, own_high = low * self.stride[1], high * self.stride[1]
+            if high == out_height:
+                own_high = height
+            last[..., own_low:own_high, :] = padded[
+                :, :, padded.shape[2] - remembered :, own_low - top : own_high - top, edge:
+            ][..., :width]
+            if low == 0 and high == out_height:
+                out = strip
+                break
+            if out is None:
+                shape = (*strip.shape[:3], out_height, strip.shape[4])
+                out = empty_channels_last(strip, shape)
+            out[..., low:high, :] = strip
+        chunk.keep(last)
+        return out
+
+    def pad(
+        self,
+        x: Float[Tensor, "b c t h w"],
+        past: Float[Tensor, "b c r h w"] | None,
+        affine: tuple[Tensor, Tensor] | None,
+        top: int,
+        bottom: int,
+    ) -> Float[Tensor, "b c t2 h2 w2"]:
+        """Rows `top` to `bottom` of the activated input, with `past` in front and edges around.
+
+        Args:
+            x: input.
+            past: remembered inputs, already activated; without them the first frame is repeated.
+            affine: scale and shift before the Swish; None for no activation.
+            top: first row; negative rows lie above the frame.
+            bottom: row after the last one.
+        """
+        frames, height, width = x.shape[2:]
+        edge, time = self.edge, self.kernel[0] - 1 if past is None else past.shape[2]
+        shape = (*x.shape[:2], time + frames, bottom - top, width + 2 * edge)
+        padded = empty_channels_last(x, shape)
+        low, high = max(top, 0), min(bottom, height)
+        middle = padded[..., low - top : high - top, edge : edge + width]
+        inner, window = middle[:, :, time:], x[..., low:high, :]
+        if affine is None:
+            inner.copy_(window)
+        elif x.dtype == torch.float32:
+            F.silu(torch.addcmul(affine[1], window, affine[0], out=inner), inplace=True)
+        else:
+            inner.copy_(F.silu(torch.addcmul(affine[1], window.float(), affine[0])))
+        if time:
+            middle[:, :, :time] = inner[:, :, :1] if past is None else past[..., low:high, :]
+        padded[..., : low - top, :] = padded[..., low - top, None, :]
+        padded[..., high - top :, :] = padded[..., high - top - 1, None, :]
+        padded[..., :edge] = padded[..., edge, None]
+        padded[..., edge + width :] = padded[..., edge + width - 1, None]
+        return padded
+
+
+def empty_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory for an activation, of the type and on the device of `like`."""
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
+    )
+
 
 class AdaptiveGroupNorm(nn.Module):
     """Per-frame GroupNorm whose scale and shift at each position come from the latent there.
 
+    Args:
+        groups: groups of the norm.
+        channels: channels of the activation.
+        latent_channels: channels of the latent.
+        repeat: frames, and pixels along each side, of the activation per latent.
+
     Reference: MAGVIT-v2, Sec. 3.2 and figure (adaptive GroupNorm in the decoder).
     """
 
-    def __init__(self, groups: int, channels: int, latent_channels: int) -> None:
+    def __init__(
+        self, groups: int, channels: int, latent_channels: int, repeat: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.norm = FrameGroupNorm(groups, channels, affine=False)
         self.modulation = nn.Linear(latent_channels, 2 * channels)
+        self.repeat = repeat
 
     def forward(
-        self, x: Float[Tensor, "b c t h w"], latents: Float[Tensor, "b z t0 h0 w0"]
+        self,
+        x: Float[Tensor, "b c t h w"],
+        latents: Float[Tensor, "b z t0 h0 w0"],
+        chunk: Pass | None = None,
     ) -> Float[Tensor, "b c t h w"]:
-        """Normalises `x`, modulated by `latents` up-sampled to the grid of `x` by repetition."""
-        modulation = rearrange(
-            self.modulation(rearrange(latents, "b z t h w -> b t h w z")), "b t h w c -> b c t h w"
+        """Normalises `x`, modulated by the latents that its positions come from."""
+        times, side = self.repeat
+        # The first latent of a clip holds one frame; each other one holds `times`.
+        lead = times - 1 if chunk is None or chunk.first else 0
+        frame = (torch.arange(x.shape[2], device=x.device) + lead) // times
+        modulation = self.modulation(rearrange(latents, "b z t h w -> b t h w z"))
+        scale, shift = rearrange(
+            modulation[:, frame], "b t h w (two c) -> two b c t h 1 w 1", two=2
         )
-        repeat_space = x.shape[-1] // latents.shape[-1]
-        repeat_time = (x.shape[2] - 1) // max(latents.shape[2] - 1, 1) or 1
-        modulation = F.interpolate(
-            modulation, scale_factor=(repeat_time, repeat_space, repeat_space), mode="nearest"
-        )[:, :, -x.shape[2] :]
-        scale, shift = modulation.chunk(2, dim=1)
-        return self.norm(x) * (1 + scale) + shift
+        scale = 1 + scale
+        if torch.is_grad_enabled() and chunk is None:
+            x = self.norm(x)
+        else:
+            gain, offset = (v[..., None, None] for v in self.norm.scale_and_shift(x))
+            scale, shift = gain * scale, torch.addcmul(shift, offset, scale)
+        grid = rearrange(x, "b c t (h r) (w s) -> b c t h r w s", r=side, s=side)
+        grid = torch.addcmul(shift, grid, scale).to(x.dtype)
+        return rearrange(grid, "b c t h r w s -> b c t (h r) (w s)")
 
 
 class ResidualBlock(nn.Module):
@@ -86,55 +219,85 @@ class ResidualBlock(nn.Module):
     Reference: MAGVIT-v2, Sec. 3.2; no attention and no bias anywhere in the block.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, kernel: tuple[int, int, int]
+    ) -> None:
         super().__init__()
         self.norm1 = FrameGroupNorm(groups, in_channels)
-        self.conv1 = CausalConv3d(in_channels, out_channels, bias=False)
+        self.conv1 = CausalConv3d(in_channels, out_channels, kernel, bias=False)
         self.norm2 = FrameGroupNorm(groups, out_channels)
-        self.conv2 = CausalConv3d(out_channels, out_channels, bias=False)
-        self.skip: nn.Module = (
-            nn.Identity()
+        self.conv2 = CausalConv3d(out_channels, out_channels, kernel, bias=False)
+        self.skip = (
+            None
             if in_channels == out_channels
-            else CausalConv3d(in_channels, out_channels, 1, bias=False)
+            else CausalConv3d(in_channels, out_channels, (1, 1, 1), bias=False)
         )
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.skip(x) + h
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], chunk: Pass | None = None
+    ) -> Float[Tensor, "b o t h w"]:
+        h = self.conv1(x, chunk, norm=self.norm1)
+        h = self.conv2(h, chunk, norm=self.norm2)
+        x = x if self.skip is None else self.skip(x, chunk)
+        return x + h if torch.is_grad_enabled() else h.add_(x)
+
+
+class Stage(nn.Sequential):
+    """Residual blocks one after the other.
+
+    With `gradient_checkpointing` their activations are computed again in the backward pass instead
+    of being kept.
+    """
+
+    gradient_checkpointing: bool = False
+
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], chunk: Pass | None = None
+    ) -> Float[Tensor, "b o t h w"]:
+        for block in self:
+            if self.gradient_checkpointing and torch.is_grad_enabled() and chunk is None:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, chunk)
+        return x
 
 
 class Downsample(nn.Module):
     """Strided causal convolution that halves space and, with `time_stride` 2, time."""
 
-    def __init__(self, channels: int, time_stride: int, kernel: int) -> None:
+    def __init__(self, channels: int, time_stride: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
         self.conv = CausalConv3d(channels, channels, kernel, stride=(time_stride, 2, 2))
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
-        return self.conv(x)
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], chunk: Pass | None = None
+    ) -> Float[Tensor, "b c t2 h2 w2"]:
+        return self.conv(x, chunk)
 
 
 class Upsample(nn.Module):
-    """Causal convolution and depth-to-space; drops the first time_stride - 1 frames.
+    """Causal convolution and depth-to-space; drops the first time_stride - 1 frames of a clip.
 
     Reference: MAGVIT-v2, Sec. 3.2 (the first frame stays a frame of its own).
     """
 
-    def __init__(self, channels: int, time_stride: int) -> None:
+    def __init__(self, channels: int, time_stride: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
         self.time_stride = time_stride
-        self.conv = CausalConv3d(channels, channels * time_stride * 4)
+        self.conv = CausalConv3d(channels, channels * time_stride * 4, kernel)
 
-    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
-        x = rearrange(
-            self.conv(x),
-            "b (c st sh sw) t h w -> b c (t st) (h sh) (w sw)",
+    def forward(
+        self, x: Float[Tensor, "b c t h w"], chunk: Pass | None = None
+    ) -> Float[Tensor, "b c t2 h2 w2"]:
+        video = rearrange(
+            rearrange(self.conv(x, chunk), "b c t h w -> b t h w c"),
+            "b t h w (c st sh sw) -> b (t st) (h sh) (w sw) c",
             st=self.time_stride,
             sh=2,
             sw=2,
         )
-        return x[:, :, self.time_stride - 1 :]
+        video = rearrange(video, "b t h w c -> b c t h w")
+        return video[:, :, self.time_stride - 1 :] if chunk is None or chunk.first else video
 
 
 @torch.no_grad()
