@@ -26,7 +26,7 @@ class TokenizerConfig:
     latent_channels: int = 8
     """Channels of the continuous latent."""
     norm_groups: int = 32
-    """Groups of every GroupNorm; statistics are per frame."""
+    """Groups of every GroupNorm, whose statistics are per frame; 0 for a network without norms."""
     down_kernel: int = 3
     """Kernel size of the down-sampling convolutions, 3 or 4."""
     time_kernel: int = 3
@@ -58,8 +58,10 @@ class TokenizerConfig:
                 f"num_res_blocks {self.num_res_blocks} and latent_channels "
                 f"{self.latent_channels} must be positive"
             )
+        if self.norm_groups < 0:
+            raise ValueError(f"norm_groups {self.norm_groups} must be positive, or 0 for no norms")
         for width in self.widths:
-            if width < 1 or width % self.norm_groups:
+            if width < 1 or (self.norm_groups and width % self.norm_groups):
                 raise ValueError(
                     f"stage width {width} must be a positive multiple of norm_groups "
                     f"{self.norm_groups}; change base_channels {self.base_channels} or norm_groups"
@@ -118,13 +120,22 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "magvit2-128-lfq": TokenizerConfig(latent_channels=18, quantizer="lfq"),
     "magvit2-128-image": TokenizerConfig(time_kernel=1, temporal_strides=(1, 1, 1)),
     "tiny": TokenizerConfig(
-        base_channels=8, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=4
+        base_channels=8, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=0
+    ),
+    "tiny-image": TokenizerConfig(
+        base_channels=8,
+        channel_multipliers=(1, 2, 4, 8),
+        temporal_strides=(1, 1, 1),
+        num_res_blocks=1,
+        norm_groups=0,
+        time_kernel=1,
     ),
 }
 """Named configurations.
 
 `magvit2-128` is WALT's tokenizer (MAGVIT-v2's network with 8 continuous channels), `magvit2-64` a
 smaller one; `magvit2-128-lfq` has MAGVIT-v2's own look-up-free quantiser with 2^18 codes;
-`magvit2-128-image` is its 2D twin, from which `inflate` starts a video tokenizer; `tiny` trains on
-a CPU in minutes.
+`magvit2-128-image` is its 2D twin, from which `inflate` starts a video tokenizer; `tiny` and its
+twin `tiny-image` train on a CPU in minutes. They have no norms: in a frame's few channels GroupNorm
+loses its colours and contrast, and learning takes ten times as long (see docs/training-tiny.md).
 """

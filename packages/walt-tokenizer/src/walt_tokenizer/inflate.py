@@ -1,5 +1,7 @@
 """A video tokenizer that begins as an image tokenizer."""
 
+import dataclasses
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
@@ -27,15 +29,27 @@ def inflate(image: VideoTokenizer, config: TokenizerConfig) -> VideoTokenizer:
         The video tokenizer, with the image tokenizer's latent statistics.
 
     Raises:
-        ValueError: if the two configurations differ in more than time; the tensors are named.
+        ValueError: if `image` is no image tokenizer, or the two configurations differ in more than
+            time; the fields and the tensors that do not fit are named.
     """
+    if image.config.time_kernel != 1:
+        raise ValueError(
+            f"a tokenizer with time_kernel {image.config.time_kernel} is no image tokenizer; pass "
+            "one with time_kernel 1, such as magvit2-128-image"
+        )
     video = VideoTokenizer(config).to(image.latent_mean)
     wanted = video.state_dict()
     inflated = {
-        name: inflate_tensor(value, wanted[name]) if name in wanted else value
+        name: inflate_tensor(name, value, wanted[name]) if name in wanted else value
         for name, value in image.state_dict().items()
     }
-    problems = mismatches(wanted, inflated)
+    problems = [
+        f"{field.name} is {getattr(image.config, field.name)}, not {getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name not in ("time_kernel", "temporal_strides")
+        and getattr(image.config, field.name) != getattr(config, field.name)
+    ]
+    problems += mismatches(wanted, inflated)
     if problems:
         raise ValueError(
             f"an image tokenizer of {image.config} does not inflate to {config}: "
@@ -45,19 +59,15 @@ def inflate(image: VideoTokenizer, config: TokenizerConfig) -> VideoTokenizer:
     return video
 
 
-def inflate_tensor(weight: Tensor, like: Tensor) -> Tensor:
-    """`weight` spread over the shape of `like`, or as it is where it does not fit."""
-    if weight.shape == like.shape:
-        return weight
-    if weight.ndim == 5 and weight.shape[2] == 1:
+def inflate_tensor(name: str, weight: Tensor, like: Tensor) -> Tensor:
+    """`weight` in the last time slice of one like `like`, or as it is where it does not fit."""
+    if name.startswith("decoder.ups."):
         weight = spread_outputs(weight, like.shape[0])
-        if weight.shape[:2] == like.shape[:2] and weight.shape[3:] == like.shape[3:]:
-            kernel = torch.zeros_like(like)
-            kernel[:, :, -1] = weight[:, :, 0]
-            return kernel
-    if weight.ndim == 1:
-        return spread_outputs(weight, like.shape[0])
-    return weight
+    if like.ndim != 5 or weight.shape != like[:, :, -1:].shape:
+        return weight
+    kernel = torch.zeros_like(like)
+    kernel[:, :, -1:] = weight
+    return kernel
 
 
 def spread_outputs(weight: Tensor, outputs: int) -> Tensor:

@@ -14,36 +14,60 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from walt_tokenizer.losses import widen
 from walt_tokenizer.ops.conv import conv3d
 from walt_tokenizer.streaming import WHOLE, Pass
 
+# Numbers whose statistics are taken at once: few enough for a cache, many enough for one call.
+STATISTICS_BLOCK = 1 << 20
+
+
+def grouped_mean(frames: Float[Tensor, "n p c"], groups: int) -> Float[Tensor, "n 1 c"]:
+    """Mean of each frame over positions and over the channels of a group, for every channel."""
+    means = rearrange(frames.mean(dim=1), "n (g c) -> n g c", g=groups).mean(dim=2)
+    return means.repeat_interleave(frames.shape[2] // groups, dim=1)[:, None]
+
 
 class FrameGroupNorm(nn.Module):
-    """GroupNorm with statistics per frame, so that no frame sees another.
+    """GroupNorm with statistics per frame, so that no frame sees another; 0 groups change nothing.
 
     Reference: MAGVIT-v2, Sec. 3.2 (causality); statistics over time would break it.
     """
 
     def __init__(self, groups: int, channels: int, *, affine: bool = True) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6, affine=affine)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6, affine=affine) if groups else None
 
     def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
+        if self.norm is None:
+            return x
         frames = self.norm(rearrange(x, "b c t h w -> (b t) c h w"))
         return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
 
     def scale_and_shift(
         self, x: Float[Tensor, "b c t h w"]
     ) -> tuple[Float[Tensor, "b c t 1 1"], Float[Tensor, "b c t 1 1"]]:
-        """The normalisation of `x` as a product and a sum, in fp32."""
-        groups = rearrange(x, "b (g c) t h w -> b t g c h w", g=self.norm.num_groups).float()
-        variance, mean = torch.var_mean(groups, dim=(3, 4, 5), correction=0, keepdim=True)
-        scale = (variance + self.norm.eps).rsqrt().expand(*groups.shape[:4], 1, 1)
+        """The normalisation of `x` as a product and a sum, in fp32 or fp64."""
+        if self.norm is None:
+            one = widen(x.new_ones(*x.shape[:3], 1, 1))
+            return one, torch.zeros_like(one)
+        # Means over rows of contiguous channels: `torch.var_mean` over groups is far slower.
+        frames = rearrange(x, "b c t h w -> (b t) (h w) c")
+        means, variances = [], []
+        for part in frames.split(max(1, STATISTICS_BLOCK // frames[0].numel())):
+            part = widen(part)
+            mean = grouped_mean(part, self.norm.num_groups)
+            means.append(mean)
+            variances.append(grouped_mean((part - mean).square_(), self.norm.num_groups))
+        mean, variance = (
+            rearrange(torch.cat(v), "(b t) 1 c -> b c t 1 1", b=x.shape[0])
+            for v in (means, variances)
+        )
+        scale = (variance + self.norm.eps).rsqrt()
         shift = -mean * scale
-        scale, shift = (rearrange(v, "b t g c h w -> b (g c) t h w") for v in (scale, shift))
         if self.norm.affine:
             weight, bias = (
-                rearrange(p.float(), "c -> 1 c 1 1 1") for p in (self.norm.weight, self.norm.bias)
+                rearrange(widen(p), "c -> 1 c 1 1 1") for p in (self.norm.weight, self.norm.bias)
             )
             scale, shift = scale * weight, shift * weight + bias
         return scale, shift
@@ -95,7 +119,9 @@ class CausalConv3d(nn.Module):
         """The same without a gradient, after the frames that `chunk` remembers, strip by strip."""
         height, width, edge = x.shape[3], x.shape[4], self.edge
         remembered = self.kernel[0] - self.stride[0]
-        past = None if chunk.first else chunk.past().to(x.device)
+        past = None
+        if not chunk.first:
+            past = chunk.past((*x.shape[:2], remembered, height, width)).to(x.device)
         affine = None if norm is None else norm.scale_and_shift(x)
         out_height = (height + 2 * edge - self.kernel[1]) // self.stride[1] + 1
         out, last = None, x.new_empty(*x.shape[:2], remembered, height, width)
@@ -147,10 +173,10 @@ class CausalConv3d(nn.Module):
         inner, window = middle[:, :, time:], x[..., low:high, :]
         if affine is None:
             inner.copy_(window)
-        elif x.dtype == torch.float32:
+        elif x.dtype == affine[0].dtype:
             F.silu(torch.addcmul(affine[1], window, affine[0], out=inner), inplace=True)
         else:
-            inner.copy_(F.silu(torch.addcmul(affine[1], window.float(), affine[0])))
+            inner.copy_(F.silu(torch.addcmul(affine[1], widen(window), affine[0])))
         if time:
             middle[:, :, :time] = inner[:, :, :1] if past is None else past[..., low:high, :]
         padded[..., : low - top, :] = padded[..., low - top, None, :]

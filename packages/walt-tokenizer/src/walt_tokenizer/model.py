@@ -196,7 +196,7 @@ class VideoTokenizer(nn.Module, PretrainedModel):
 
     def encode_stream(
         self,
-        pieces: Iterable[Float[Tensor, "b 3 T H W"]],
+        pieces: Iterable[Float[Tensor, "b 3 _T H W"]],
         *,
         normalize: bool = False,
         streaming: Streaming | None = None,
@@ -222,7 +222,7 @@ class VideoTokenizer(nn.Module, PretrainedModel):
             itemsize=itemsize,
             stride=self.config.temporal_stride,
         )
-        frames = plan.frames or MAX_CHUNK
+        frames = self.chunk_frames(plan)
         cache, done = None, 0
         for video in rechunk(pieces, frames + 1, frames):
             done += video.shape[2]
@@ -232,7 +232,7 @@ class VideoTokenizer(nn.Module, PretrainedModel):
 
     def decode_stream(
         self,
-        pieces: Iterable[Float[Tensor, "b c t h w"]],
+        pieces: Iterable[Float[Tensor, "b c _t h w"]],
         *,
         denormalize: bool = False,
         streaming: Streaming | None = None,
@@ -257,7 +257,7 @@ class VideoTokenizer(nn.Module, PretrainedModel):
             itemsize=itemsize,
             stride=stride,
         )
-        count = max(1, (plan.frames or MAX_CHUNK) // stride)
+        count = self.chunk_frames(plan) // stride
         cache = None
         for latents in rechunk(pieces, count, count):
             video, cache = self.decode_chunk(
@@ -280,7 +280,7 @@ class VideoTokenizer(nn.Module, PretrainedModel):
         return latents * std + mean
 
     @torch.inference_mode()
-    def fit_latent_statistics(self, clips: Iterable[Float[Tensor, "b 3 T H W"]]) -> None:
+    def fit_latent_statistics(self, clips: Iterable[Float[Tensor, "_b 3 _T _H _W"]]) -> None:
         """Measures mean and standard deviation of each latent channel in one streaming pass.
 
         Args:
@@ -342,7 +342,21 @@ class VideoTokenizer(nn.Module, PretrainedModel):
         if plan.frames and plan.frames < shape[0] - 1:
             return plan
         # One chunk: rows may still be limited.
-        return dataclasses.replace(plan, frames=0 if not plan.rows else max(shape[0] - 1, 1))
+        return dataclasses.replace(plan, frames=shape[0] - 1 if plan.rows else 0)
+
+    def chunk_frames(self, streaming: Streaming) -> int:
+        """Frames of a chunk of a stream, where there is always a limit.
+
+        Raises:
+            ValueError: if they are no multiple of the time stride.
+        """
+        stride = self.config.temporal_stride
+        if streaming.frames % stride:
+            raise ValueError(
+                f"streaming in chunks of {streaming.frames} frames gives no whole latents: "
+                f"expected a multiple of {stride} frames"
+            )
+        return streaming.frames or max(MAX_CHUNK, stride)
 
     def check_frames(self, video: Tensor) -> None:
         """Checks frame size and pixels; see `encode`."""
@@ -350,7 +364,7 @@ class VideoTokenizer(nn.Module, PretrainedModel):
         assert_finite_pixels(video)
 
     def check_latents(self, latents: Tensor) -> None:
-        """Checks shape and values; see `decode`."""
+        """Checks the shape; see `decode`."""
         if latents.shape[1] != self.config.latent_channels or not latents.numel():
             raise ValueError(
                 f"latents of shape {tuple(latents.shape)} must be (b, "
@@ -365,12 +379,12 @@ class VideoTokenizer(nn.Module, PretrainedModel):
 
 
 def peek(pieces: Iterable[Tensor], what: str) -> tuple[Iterator[Tensor], torch.Size, int]:
-    """The pieces again, with the shape and the bytes per number of the first.
+    """The pieces that are not empty, with the shape and the bytes per number of the first.
 
     Raises:
         ValueError: if there is none.
     """
-    pieces = iter(pieces)
+    pieces = (piece for piece in pieces if piece.shape[2])
     first = next(pieces, None)
     if first is None:
         raise ValueError(f"there are no {what}; pass at least one piece")

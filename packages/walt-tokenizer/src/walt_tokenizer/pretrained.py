@@ -7,7 +7,7 @@ is ever unpickled; files appear whole or not at all.
 import json
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -21,6 +21,9 @@ from walt_tokenizer.config import TokenizerConfig
 FORMAT = "walt-tokenizer/1"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+# `Self` would be refused by the shape checker of the tests.
+Model = TypeVar("Model", bound="PretrainedModel")
 
 
 class PretrainedModel(ModelHubMixin, library_name="walt-tokenizer", tags=["video-tokenizer"]):
@@ -53,7 +56,7 @@ class PretrainedModel(ModelHubMixin, library_name="walt-tokenizer", tags=["video
             partial.write_text(config + "\n", encoding="utf-8")
         card = folder / "README.md"
         if not card.exists():
-            self.generate_model_card(**options.pop("model_card_kwargs", None) or {}).save(card)
+            self.generate_model_card(**options.get("model_card_kwargs") or {}).save(card)
         if not options.pop("push_to_hub", False):
             return None
         options.pop("config", None)
@@ -61,12 +64,12 @@ class PretrainedModel(ModelHubMixin, library_name="walt-tokenizer", tags=["video
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         device: torch.device | str = "cpu",
         **download: Any,
-    ) -> Self:
+    ) -> Model:
         """The model of a folder or of a Hub repository, in evaluation mode.
 
         Args:
@@ -215,6 +218,8 @@ class Replacement:
         return self.partial
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            os.replace(self.partial, self.path)
-        self.partial.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                os.replace(self.partial, self.path)
+        finally:
+            self.partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 # What one activation of the widest grid may take before a clip is worked on in pieces.
-ACTIVATION_BYTES = 1 << 30
+ACTIVATION_BYTES = 1 << 28
 # Frames of the longest chunk: longer ones are no faster.
 MAX_CHUNK = 32
 
@@ -69,19 +69,23 @@ class Pass:
         self._past = iter(() if cache is None else cache.frames)
         self._present: list[Tensor] = []
 
-    def past(self) -> Tensor:
+    def past(self, shape: tuple[int, ...]) -> Tensor:
         """What the next convolution remembers.
 
+        Args:
+            shape: what it must have.
+
         Raises:
-            ValueError: if the cache is of another network.
+            ValueError: if the cache is of another network or of clips of another size.
         """
-        try:
-            return next(self._past)
-        except StopIteration:
+        frames = next(self._past, None)
+        if frames is None or tuple(frames.shape) != shape:
+            found = "nothing more" if frames is None else f"frames of shape {tuple(frames.shape)}"
             raise ValueError(
-                "the cache is of another network, which has fewer convolutions; pass the one that "
-                "the previous chunk returned"
-            ) from None
+                f"the cache is of another network or of clips of another size: it holds {found} "
+                f"where {shape} is expected; pass the one that the previous chunk returned"
+            )
+        return frames
 
     def keep(self, frames: Tensor) -> None:
         """Remembers the last inputs of a convolution."""
@@ -94,7 +98,16 @@ class Pass:
             yield low, min(low + rows, height)
 
     def cache(self) -> Cache:
-        """What the next chunk needs."""
+        """What the next chunk needs.
+
+        Raises:
+            ValueError: if a convolution has not asked for what the cache before held for it.
+        """
+        if next(self._past, None) is not None:
+            raise ValueError(
+                f"the cache is of another network, of more than {len(self._present)} convolutions; "
+                "pass the one that the previous chunk returned"
+            )
         return Cache(tuple(self._present))
 
 
@@ -143,8 +156,13 @@ def rechunk(pieces: Iterable[Tensor], first: int, then: int) -> Iterator[Tensor]
     for piece in pieces:
         waiting.append(piece)
         while sum(part.shape[2] for part in waiting) >= wanted:
-            joined = torch.cat(waiting, dim=2)
+            joined = join(waiting)
             yield joined[:, :, :wanted]
             waiting, wanted = [joined[:, :, wanted:]], then
-    if waiting and (rest := torch.cat(waiting, dim=2)).shape[2]:
+    if waiting and (rest := join(waiting)).shape[2]:
         yield rest
+
+
+def join(pieces: list[Tensor]) -> Tensor:
+    """Pieces along axis 2 as one; a single one, which can be a whole long clip, is not copied."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)

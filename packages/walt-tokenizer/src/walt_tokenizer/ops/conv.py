@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled
+from torch.amp import is_autocast_available
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,10 @@ def conv3d(
     """Convolution without padding.
 
     `direct` is `torch.nn.functional.conv3d`, the reference. `winograd` computes 3 x 3 x 3 kernels
-    of stride 1 with a quarter of the multiplications, in fp32, to within rounding of a direct fp32
-    convolution; it has no gradient. `auto` takes it on a CPU where it is faster, and elsewhere
-    `direct`. CPUs without bf16 units compute bf16 in fp32 and round the result.
+    of stride 1 with a quarter of the multiplications, in fp32, to within a few times the rounding
+    of a direct fp32 convolution; it has no gradient. `auto` takes it on a CPU where it is faster,
+    and elsewhere `direct`. CPUs without bf16 units compute bf16 in fp32 and round the result. Under
+    autocast, inputs and result are of its type, as those of PyTorch's convolution are.
 
     Raises:
         ValueError: if `impl` is unknown, or is `winograd` for a kernel or stride that it does not
@@ -50,8 +52,15 @@ def conv3d(
             f"winograd computes 3 x 3 x 3 kernels of stride 1, got kernel "
             f"{tuple(weight.shape[2:])} and stride {stride}; use 'auto' or 'direct'"
         )
+    device = x.device.type
+    if x.dtype != torch.float64 and is_autocast_available(device) and is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        # The transforms need the precision that autocast would take from their matrix products.
+        with torch.autocast(device, enabled=False):
+            bias = None if bias is None else bias.to(dtype)
+            return conv3d(x.to(dtype), weight.to(dtype), bias, stride, impl)
     dtype = x.dtype
-    if x.device.type == "cpu" and dtype == torch.bfloat16 and not cpu_has_bf16():
+    if device == "cpu" and dtype == torch.bfloat16 and not cpu_has_bf16():
         x, weight = x.float(), weight.float()
         bias = None if bias is None else bias.float()
     if impl == "winograd" or (impl == "auto" and possible and winograd_pays(x, weight)):

@@ -16,31 +16,33 @@ TILE = 4
 # Bytes of transformed input that are worked on at once: small enough for a last-level cache.
 BLOCK_BYTES = 4 * 2**20
 
+# Points of interpolation 0, 3/4, -3/4, 3/2, -3/2 and infinity: half the rounding error of the usual
+# 0, 1, -1, 2, -2 and infinity.
 INPUT = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
+    (81 / 64, 0, -45 / 16, 0, 1, 0),
+    (0, -27 / 16, -9 / 4, 3 / 4, 1, 0),
+    (0, 27 / 16, -9 / 4, -3 / 4, 1, 0),
+    (0, -27 / 32, -9 / 16, 3 / 2, 1, 0),
+    (0, 27 / 32, -9 / 16, -3 / 2, 1, 0),
+    (0, 81 / 64, 0, -45 / 16, 0, 1),
 )
 KERNEL = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
+    (64 / 81, 0, 0),
+    (-128 / 243, -32 / 81, -8 / 27),
+    (-128 / 243, 32 / 81, -8 / 27),
+    (32 / 243, 16 / 81, 8 / 27),
+    (32 / 243, -16 / 81, 8 / 27),
     (0, 0, 1),
 )
 OUTPUT = (
     (1, 1, 1, 1, 1, 0),
-    (0, 1, -1, 2, -2, 0),
-    (0, 1, 1, 4, 4, 0),
-    (0, 1, -1, 8, -8, 1),
+    (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2, 0),
+    (0, 9 / 16, 9 / 16, 9 / 4, 9 / 4, 0),
+    (0, 27 / 64, -27 / 64, 27 / 8, -27 / 8, 1),
 )
 
 
-def both_axes(rows: tuple[tuple[float, ...], ...]) -> Tensor:
+def both_axes(rows: tuple[tuple[int | float, ...], ...]) -> Tensor:
     """The matrix of a transform applied along height and width."""
     matrix = torch.tensor(rows, dtype=torch.float64)
     return torch.kron(matrix, matrix).float()
@@ -50,10 +52,10 @@ def both_axes(rows: tuple[tuple[float, ...], ...]) -> Tensor:
 def winograd_conv3d(
     x: Float[Tensor, "b c t h w"], weight: Float[Tensor, "o c 3 3 3"]
 ) -> Float[Tensor, "b o p q r"]:
-    """Convolution of stride 1 without padding; the rounding error is about twice a direct one's.
+    """Convolution of stride 1 without padding; rounds 3 to 5 times as much as a direct one.
 
     Reference: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016), Sec.
-        4.3; the points 0, 1, -1, 2, -2.
+        4.3, with other points.
     """
     transform, untransform = both_axes(INPUT), both_axes(OUTPUT)
     kernels = both_axes(KERNEL) @ rearrange(weight, "o c kt kh kw -> (kh kw) (kt c o)")
@@ -89,10 +91,10 @@ def transform_input(
         whole = band.new_zeros(frames, TILE * down + 2, TILE * across + 2, channels)
         whole[:, :height, :width] = band
         band = whole
-    step, row, column, _ = band.stride()
+    step, row, column, channel = band.stride()
     tiles = band.as_strided(
         (6, 6, frames, down, across, channels),
-        (row, column, step, TILE * row, TILE * column, 1),
+        (row, column, step, TILE * row, TILE * column, channel),
     )
     flat = rearrange(tiles, "i j t n m c -> (i j) (t n m c)")
     return rearrange(transform @ flat, "k (n c) -> k n c", c=channels)
