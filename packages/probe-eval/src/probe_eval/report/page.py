@@ -78,6 +78,8 @@ def write_page(folder: Path, page: Path) -> None:
     rows = summarise(folder)
     paths = [folder / "pretrained" / name / "model.json" for name in MODELS]
     models = {path.parent.name: read_json(path) for path in paths if path.is_file()}
+    # A tokenizer that was given has not been trained here.
+    models = {name: model for name, model in models.items() if model["losses"]}
     figures = folder / "figures"
     draw_losses({name: model["losses"] for name, model in models.items()}, figures / "losses.png")
     draw_scores(rows, figures / "scores.png")
