@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 # What says that a process is one of many, and what makes each compile all of torch anew.
 UNSET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU", "PYTHONDONTWRITEBYTECODE")
 
+ERROR = "probe-eval: error: "
 Main = Callable[..., int]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -73,12 +74,30 @@ def tool() -> Callable[[str], str]:
     return find
 
 
+@pytest.fixture
+def refused(main: Main, tmp_path: Path, capfd: pytest.CaptureFixture) -> Callable[..., str]:
+    """Function that runs a command that must fail, and returns its one line."""
+
+    def run(*words: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        assert main(*words) == 2
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith(ERROR)]
+        assert len(lines) == 1, err
+        assert "Traceback" not in err
+        assert out == ""
+        assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+        return lines[0].removeprefix(ERROR)
+
+    return run
+
+
 # --- Small runs ----------------------------------------------------------------------------------
 
 
-def optim(name: str, batch_size: int, accumulate: int = 1) -> list[str]:
-    """Flags for 4 steps, with a warm-up of 1."""
-    values = {"steps": 4, "batch-size": batch_size, "warmup-steps": 1, "accumulate": accumulate}
+def optim(name: str, batch_size: int, accumulate: int = 1, steps: int = 4) -> list[str]:
+    """Flags for a few steps, with a warm-up of 1."""
+    values = {"steps": steps, "batch-size": batch_size, "warmup-steps": 1, "accumulate": accumulate}
     return [word for key, value in values.items() for word in (f"--{name}.{key}", str(value))]
 
 
@@ -89,12 +108,32 @@ def pretrain_words() -> Callable[..., list[str]]:
     def words(
         output: object, *more: object, accumulate: int = 1, under: str = "", limit: int = 36
     ) -> list[str]:
-        settings = [f"--{under}data.limit", str(limit), f"--{under}tokenizer-frames", "5"]
-        settings += [f"--{under}checkpoint-every", "2"]
-        for name, size in (("tokenizer", 4), ("image-walt", 8), ("video-walt", 4)):
+        settings = [f"--{under}data.limit", str(limit), f"--{under}checkpoint-every", "2"]
+        for name, size in (("tokenizer.optim", 4), ("image-walt", 8), ("video-walt", 4)):
             settings += optim(f"{under}{name}", size, accumulate)
-        start = [] if under else ["pretrain"]
+        start = [] if under else ["pretrain", "twins"]
         return [*start, "--output", str(output), *settings, *map(str, more)]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def tokenizer_words() -> Callable[..., list[str]]:
+    """Function that makes the command line of a tokenizer's training of seconds.
+
+    With a discriminator, averages of weights, evaluations and samples, on clips of 9 x 16 x 16.
+    """
+
+    def words(
+        output: object, *more: object, steps: int = 4, accumulate: int = 1, size: str = "tiny"
+    ) -> list[str]:
+        data = {"size": 16, "num-frames": 9, "limit": 12}
+        settings = [word for key, value in data.items() for word in (f"--data.{key}", str(value))]
+        settings += ["--training.size", size, "--training.gan", "--training.gan-start-step", "1"]
+        settings += ["--training.ema-decay", "0.9", "--training.discriminator-channels", "2"]
+        settings += ["--evaluate-every", "3", "--evaluate-clips", "3", "--sample-clips", "1"]
+        settings += ["--checkpoint-every", "2", *optim("training.optim", 4, accumulate, steps)]
+        return ["pretrain", "tokenizer", "--output", str(output), *settings, *map(str, more)]
 
     return words
 
@@ -127,6 +166,16 @@ def pretrained(
     """A folder with a tokenizer and both twins, trained in one go; nobody writes to it."""
     folder = tmp_path_factory.mktemp("twins") / "pretrained"
     assert main(*pretrain_words(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(
+    main: Main, run_words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an unbroken probe; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("probe") / "unbroken"
+    assert main(*run_words(folder)) == 0
     return folder
 
 

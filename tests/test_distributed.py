@@ -112,12 +112,33 @@ def test_two_processes_pretrain_like_one(
         # 1e-3: gradients are summed in another order, and AdamW divides by their size, which
         # makes much of little where a gradient is almost 0.
         assert one["losses"][-1][1] == pytest.approx(two["losses"][-1][1], rel=1e-3)
-        first, second = (
-            load_file(f / f"{name}.safetensors") for f in (pretrained, tmp_path / "two")
-        )
+        inside = name == "tokenizer"
+        file = f"{name}/model.safetensors" if inside else f"{name}.safetensors"
+        first, second = (load_file(f / file) for f in (pretrained, tmp_path / "two"))
         assert first.keys() == second.keys()
         for key, tensor in first.items():
             torch.testing.assert_close(tensor, second[key], atol=2e-3, rtol=1e-2)
+
+
+def test_two_processes_train_a_tokenizer_against_a_discriminator_like_one(
+    torchrun: Torchrun, main: Callable, tokenizer_words: Words, tmp_path: Path
+) -> None:
+    """Which accumulates: the same micro-batches, and a sum of two has no order."""
+    done = torchrun(tokenizer_words(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert main(*tokenizer_words(tmp_path / "one", accumulate=2)) == 0
+    for name in ("tokenizer/model.safetensors", "discriminator.safetensors"):
+        one, two = (load_file(tmp_path / folder / name) for folder in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            assert torch.equal(tensor, two[key]), key
+    one, two = (
+        json.loads((tmp_path / folder / "record.json").read_text()) for folder in ("one", "two")
+    )
+    assert two["environment"]["processes"] == 2
+    for name in ("losses", "evaluations"):
+        for first, second in zip(one[name], two[name], strict=True):
+            assert first == pytest.approx(second, rel=1e-6)
 
 
 # --- What cannot work ----------------------------------------------------------------------------

@@ -1,12 +1,7 @@
-"""The commands from end to end, tiny: what they leave, and that killed runs end like unbroken ones.
-
-A process is killed by SIGKILL, at a call that is named: nothing in it can clean up.
-"""
+"""The commands from end to end, tiny: what they leave, and that they do nothing twice."""
 
 import json
 import re
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from probe_eval import harness, pretrain, probe
+from probe_eval import probe
+from probe_eval.pretrain import tokenizer, twins
 from probe_eval.records import read_record
 
 MODELS = ("tokenizer", "i-walt", "v-walt")
@@ -30,6 +26,12 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """Where pretraining leaves a model."""
+    inside = name == "tokenizer"
+    return folder / name / "model.safetensors" if inside else folder / f"{name}.safetensors"
 
 
 def assert_equal_weights(one: Path, two: Path) -> None:
@@ -48,8 +50,9 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("this was there already")
 
     for module, name in (
-        (pretrain, "train"),
-        (pretrain, "encode_clips"),
+        (tokenizer, "train"),
+        (twins, "train"),
+        (twins, "encode_clips"),
         (probe, "train"),
         (probe.FeatureStore, "get"),
     ):
@@ -61,15 +64,17 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pretraining_leaves_three_models_and_what_made_them(pretrained: Path) -> None:
     names = sorted(path.name for path in pretrained.iterdir())
-    assert names == sorted(["run.json", *MODELS, *(f"{name}.safetensors" for name in MODELS)])
+    assert names == sorted(["run.json", *MODELS, *(f"{name}.safetensors" for name in MODELS[1:])])
     for name in MODELS:
-        assert [path.name for path in (pretrained / name).iterdir()] == ["model.json"]
         model = json.loads((pretrained / name / "model.json").read_text())
-        weights = load_file(pretrained / f"{name}.safetensors")
+        weights = load_file(weights_file(pretrained, name))
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
         assert model["losses"][-1][0] == model["optim"]["steps"] == 4
         assert model["data"]["limit"] == 36
-    first, second = (load_file(pretrained / f"{name}.safetensors") for name in MODELS[1:])
+        left = {path.name for path in (pretrained / name).iterdir()}
+        more = {"config.json", "model.safetensors", "README.md"} if name == "tokenizer" else set()
+        assert left == {"model.json", *more}
+    first, second = (load_file(weights_file(pretrained, name)) for name in MODELS[1:])
     assert first.keys() == second.keys()
 
 
@@ -82,15 +87,40 @@ def test_finished_pretraining_is_not_repeated(
     assert snapshot(pretrained) == before
 
 
+def test_a_given_tokenizer_is_used(
+    pretrained: Path, main: Main, pretrain_words: Words, tmp_path: Path
+) -> None:
+    words = pretrain_words(tmp_path / "out", "--tokenizer-from", pretrained / "tokenizer")
+    assert main(*words) == 0
+    for name in MODELS:
+        assert_equal_weights(weights_file(tmp_path / "out", name), weights_file(pretrained, name))
+    claim = json.loads((tmp_path / "out" / "run.json").read_text())
+    made = json.loads((pretrained / "tokenizer" / "model.json").read_text())
+    assert claim["config"]["tokenizer_from"] == made["weights_hash"]
+    model = json.loads((tmp_path / "out" / "tokenizer" / "model.json").read_text())
+    assert (model["losses"], model["psnr"]) == ([], made["psnr"])
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("kind", ["tokenizer", "twins"])
+def test_a_dry_run_trains_nothing(
+    main: Main,
+    pretrain_words: Words,
+    tokenizer_words: Words,
+    tmp_path: Path,
+    kind: str,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    words = {"tokenizer": tokenizer_words, "twins": pretrain_words}[kind](tmp_path / "out")
+    assert main(*words, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "tiny: 2,190,211 parameters" in out
+    assert "4 x 4 = 1 processes x 1 micro-batches x 4 clips of 5 x" in out
+    assert str(tmp_path / "out") in out
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Probes --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def finished(main: Main, run_words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an unbroken probe."""
-    folder = tmp_path_factory.mktemp("probe") / "unbroken"
-    assert main(*run_words(folder)) == 0
-    return folder
 
 
 def test_a_probe_leaves_a_valid_record(finished: Path) -> None:
@@ -191,110 +221,6 @@ def test_shuffled_labels_are_trained_on_and_true_ones_measured(
     labels = [sorted(label for _, label in run["train"]) for run in (seen, true)]
     assert labels[0] == labels[1]
     assert read_record(tmp_path / "shuffled" / "record.json")["shuffled_labels"] is True
-
-
-# --- Killed and resumed --------------------------------------------------------------------------
-
-KILLER = """
-import importlib, os, signal, sys
-from probe_eval.cli import main
-place, number = sys.argv[1].split("#")
-module, name = place.split(":")
-module, calls = importlib.import_module(module), []
-real = getattr(module, name)
-def deadly(*args, **kwargs):
-    calls.append(name)
-    if len(calls) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
-setattr(module, name, deadly)
-raise SystemExit(main(sys.argv[2:]))
-"""
-"""Runs a command until call `#number` of `module:function`, and dies at it."""
-
-Kill = Callable[[str, list[str]], None]
-
-
-@pytest.fixture
-def kill(launch: Callable) -> Kill:
-    """Function that runs a command in a process that is killed at a call."""
-
-    def run(call: str, words: list[str]) -> None:
-        done = launch(sys.executable, "-c", KILLER, call, *words)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-
-    return run
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("call", "left"),
-    [
-        # In step 4, after the checkpoint of step 2.
-        ("probe_eval.harness:learning_rate#4", {"run.json", "checkpoints"}),
-        # While the only checkpoint is being written: it is not there yet.
-        ("probe_eval.harness:write_json#1", {"run.json", "checkpoints"}),
-        # Trained and measured, but the record is not written.
-        (
-            "probe_eval.records:write_record#1",
-            {"run.json", "checkpoints", "losses.json", "readout.safetensors"},
-        ),
-    ],
-    ids=["in a step", "in a checkpoint", "before the record"],
-)
-def test_a_killed_probe_ends_like_an_unbroken_one(
-    main: Main,
-    run_words: Words,
-    kill: Kill,
-    finished: Path,
-    tmp_path: Path,
-    call: str,
-    left: set[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "killed"
-    kill(call, run_words(folder))
-    assert {path.name for path in folder.iterdir()} == left
-    whole = [path.name for path in (folder / "checkpoints").glob("step-*")]
-    assert whole == ([] if "write_json" in call else ["step-00000002"])
-
-    steps = []
-    rate = harness.learning_rate
-    monkeypatch.setattr(
-        harness, "learning_rate", lambda config, step: steps.append(step) or rate(config, step)
-    )
-    assert main(*run_words(folder)) == 0
-    assert steps == ([2, 3] if whole else [0, 1, 2, 3])
-    assert_equal_weights(folder / "readout.safetensors", finished / "readout.safetensors")
-    record, other = (read_record(path / "record.json") for path in (folder, finished))
-    assert record["metric"] == other["metric"]
-    assert record["final_loss"] == other["final_loss"]
-    assert (folder / "losses.json").read_text() == (finished / "losses.json").read_text()
-    assert not (folder / "checkpoints").exists()
-
-
-@pytest.mark.slow
-def test_killed_pretraining_ends_like_an_unbroken_one(
-    main: Main, pretrain_words: Words, kill: Kill, pretrained: Path, tmp_path: Path
-) -> None:
-    """Killed twice: in the tokenizer, and in the second twin."""
-    folder = tmp_path / "killed"
-    kill("probe_eval.harness:learning_rate#4", pretrain_words(folder))
-    assert {path.name for path in folder.iterdir()} == {"run.json", "tokenizer"}
-    # Two more steps of the tokenizer, four of I-WALT, and the fourth of V-WALT.
-    kill("probe_eval.harness:learning_rate#10", pretrain_words(folder))
-    assert not (folder / "v-walt.safetensors").exists()
-    assert [path.name for path in (folder / "v-walt" / "checkpoints").iterdir()] == [
-        "step-00000002"
-    ]
-    assert main(*pretrain_words(folder)) == 0
-    assert snapshot(folder).keys() == snapshot(pretrained).keys()
-    for name in MODELS:
-        assert_equal_weights(folder / f"{name}.safetensors", pretrained / f"{name}.safetensors")
-        one, two = (json.loads((f / name / "model.json").read_text()) for f in (folder, pretrained))
-        assert one["losses"] == two["losses"]
-        assert one["weights_hash"] == two["weights_hash"]
-        assert one.get("psnr") == two.get("psnr")
 
 
 # --- Pictures and the demo -----------------------------------------------------------------------

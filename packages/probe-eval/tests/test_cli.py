@@ -1,5 +1,6 @@
 """Words to configurations, and mistakes to one line."""
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from probe_eval import __version__, cli
-from probe_eval.config import PretrainConfig
+from probe_eval.config import LossWeights, PretrainTwinsConfig
 from probe_eval.recipes import RECIPES
 
 ERROR = "probe-eval: error: "
@@ -42,7 +43,17 @@ def test_run_lists_the_recipes(capsys: pytest.CaptureFixture) -> None:
     assert all(f"\n  {name} " in out for name in RECIPES)
 
 
-@pytest.mark.parametrize("command", ["demo", "pretrain", "run moving-shapes-action", "show"])
+@pytest.mark.parametrize("words", [["pretrain"], ["pretrain", "-h"], ["pretrain", "--help"]])
+def test_pretrain_lists_what_it_trains(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in ("tokenizer", "twins"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "pretrain tokenizer", "pretrain twins", "run moving-shapes-action", "show"],
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*command.split(), "--help"])
@@ -53,9 +64,15 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["demp"], "unknown command 'demp'; known: demo, pretrain, run, show; did you mean 'demo'"),
+        (
+            ["demp"],
+            "unknown command 'demp'; known: demo, pretrain, reconstruct, run, show; "
+            "did you mean 'demo'",
+        ),
         (["--output", "x"], "unknown command '--output'"),
         (["run", "moving-shape-action"], "did you mean 'moving-shapes-action'?"),
+        (["pretrain", "twin"], "unknown models to pretrain 'twin'; known: tokenizer, twins; did"),
+        (["pretrain", "--output", "x"], "unknown models to pretrain '--output'; known: tokenizer"),
         (["run", "x"], "unknown recipe 'x'; known: moving-shapes-action, moving-shapes-shape"),
     ],
 )
@@ -75,7 +92,14 @@ def test_a_wrong_name_is_told_in_one_line(
     [
         ("show a.mp4 --blok 3", "--blok"),
         ("show a.mp4 --block three", "three"),
-        ("pretrain --tokenizer.steps 1", "warmup_steps"),
+        ("pretrain twins --tokenizer.optim.steps 1", "warmup_steps"),
+        ("pretrain tokenizer --training.optim.beta1 1", "beta1 1.0 must be 0 or more and below 1"),
+        ("pretrain tokenizer --training.ema-decay 1", "ema_decay 1.0 must be 0"),
+        ("pretrain tokenizer --training.gan-start-step 2001", "gan_start_step 2001 must be 0 to"),
+        ("pretrain tokenizer --training.discriminator-lr 0", "discriminator_lr 0.0 must be"),
+        ("pretrain tokenizer --training.weights.r1 -1", "weight r1 -1.0 must not be negative"),
+        ("pretrain tokenizer --videos-share 1", "videos_share 1.0 must be above 0 and below 1"),
+        ("pretrain tokenizer --sample-clips 0", "sample_clips 0 must be at least 1"),
         ("run moving-shapes-action --optim.steps 0", "steps 0 must be at least 1"),
         ("run moving-shapes-action --optim.warmup-steps 999", "warmup_steps 999"),
         ("run moving-shapes-action --readout.time late", "late"),
@@ -138,18 +162,33 @@ def test_an_interrupt_says_how_to_go_on(
 
 def test_flags_reach_the_configuration() -> None:
     words = ["--walt-size", "tiny", "--video-walt.steps", "60", "--data.root", "videos"]
-    config = cli.parse(PretrainConfig, words, "pretrain")
+    config = cli.parse(PretrainTwinsConfig, words, "pretrain twins")
     assert config.video_walt.steps == 60
-    assert config.video_walt.batch_size == PretrainConfig().video_walt.batch_size
+    assert config.video_walt.batch_size == PretrainTwinsConfig().video_walt.batch_size
     assert config.data.root == "videos"
+
+
+def test_the_command_line_adds_nothing_to_a_configuration() -> None:
+    given = cli.parse(cli.PretrainTwins, ["--dry-run", "--seed", "3"], "pretrain twins")
+    assert given.dry_run
+    assert cli.plain(PretrainTwinsConfig, given) == PretrainTwinsConfig(seed=3)
+
+
+def test_weights_of_losses_are_those_of_the_tokenizer_package() -> None:
+    """The configuration is read before torch is, so it has fields of its own."""
+    from walt_tokenizer.losses import LossWeights as Published
+
+    assert dataclasses.asdict(LossWeights()) == dataclasses.asdict(Published())
 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from probe_eval.cli import main\n"
         "for words in (['--help'], ['--version'], ['run'], ['nothing']): main(words)\n"
-        "try: main(['run', 'moving-shapes-action', '--help'])\n"
-        "except SystemExit: pass\n"
+        "main(['pretrain'])\n"
+        "for words in (['run', 'moving-shapes-action'], ['pretrain', 'tokenizer']):\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit: pass\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'accelerate',"
         " 'matplotlib', 'numpy', 'av'}))"
     )

@@ -1,8 +1,7 @@
-"""The order of samples, the sources of chance, and runs that are broken off and go on."""
+"""The order of samples, the sources of chance, and steps of one and of several models."""
 
 import dataclasses
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from probe_eval import harness
 from probe_eval.config import OptimConfig
-from probe_eval.harness import Batch, StepSampler, stream, train
+from probe_eval.harness import Batch, History, Loss, Objective, Row, StepSampler, stream, train
 
 
 def sampler(
@@ -118,164 +116,162 @@ class Points(Dataset[Batch]):
         return {"x": self.values[index]}
 
 
-class Fit:
-    """A linear map fitted to noise, with as much noise on its input; can stop or spoil itself."""
+class Fit(Objective):
+    """A linear map fitted to noise, with as much noise on its input; can spoil itself.
+
+    With a judge, a second map learns how far off the first is, from its output.
+    """
 
     title = "fit"
 
-    def __init__(self, number: int = 10, stop: int = -1, spoil: int = -1) -> None:
+    def __init__(self, number: int = 10, *, judge: bool = False, spoil: int = -1) -> None:
         torch.manual_seed(0)
-        self.model, self.dataset = nn.Linear(3, 1), Points(number)
-        self.calls, self.stop, self.spoil = 0, stop, spoil
+        self.models = {"pupil": nn.Linear(3, 1)}
+        if judge:
+            self.models["judge"] = nn.Linear(1, 1)
+        self.dataset = Points(number)
+        self.calls, self.spoil = 0, spoil
+        self.events: list[str] = []
 
-    def loss(self, model: nn.Module, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+    def losses(
+        self,
+        models: Mapping[str, nn.Module],
+        batch: Batch,
+        generators: Sequence[torch.Generator],
+        step: int,
+    ) -> Iterator[Loss]:
         self.calls += 1
-        if self.calls == self.stop:
-            raise KeyboardInterrupt
+        pupil = models["pupil"]
         noise = torch.stack([torch.randn(3, generator=g) for g in generators])
-        loss = (model(batch["x"] + noise) - batch["x"].sum(1, keepdim=True)).square().mean()
-        return loss * float("nan") if self.calls >= self.spoil > 0 else loss
+        answer, right = pupil(batch["x"] + noise), batch["x"].sum(1, keepdim=True)
+        loss = (answer - right).square().mean()
+        loss = loss * float("nan") if self.calls >= self.spoil > 0 else loss
+        yield Loss("pupil", loss, {"half": loss / 2})
+        self.events.append("gradient" if pupil.weight.grad is not None else "no gradient")
+        if "judge" in models:
+            far = (models["judge"](answer.detach()) - (answer - right).detach()).square().mean()
+            yield Loss("judge", far)
+
+    def after_step(self, step: int) -> None:
+        assert all(p.grad is None for model in self.models.values() for p in model.parameters())
+        self.events.append(f"after {step}")
+
+    def evaluate(self, step: int) -> Row:
+        self.events.append(f"evaluate {step}")
+        return {"norm": float(self.models["pupil"].weight.detach().norm())}
 
 
 CONFIG = OptimConfig(steps=12, batch_size=4, peak_lr=0.1, warmup_steps=2, clip_norm=1.0)
-Run = Callable[..., list[tuple[int, float]]]
+Run = Callable[..., History]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Function that trains an objective as a new process would: with an accelerator of its own."""
 
-    def run(objective: Fit, config: OptimConfig = CONFIG, name: str = "run") -> list:
+    def run(
+        objective: Fit,
+        config: OptimConfig = CONFIG,
+        name: str = "run",
+        judge: OptimConfig = CONFIG,
+        evaluate_every: int = 0,
+        accelerator: Accelerator | None = None,
+    ) -> History:
         return train(
             objective,
-            config,
-            accelerator=Accelerator(cpu=True),
+            {"pupil": config, "judge": judge},
+            accelerator=accelerator or Accelerator(cpu=True),
             seed=1,
             folder=tmp_path / name,
             checkpoint_every=3,
+            evaluate_every=evaluate_every,
         )
 
     return run
 
 
-def weights(objective: Fit) -> list[Tensor]:
-    return [p.detach().clone() for p in objective.model.parameters()]
+def weights(objective: Fit, model: str = "pupil") -> list[Tensor]:
+    return [p.detach().clone() for p in objective.models[model].parameters()]
 
 
 def test_training_fits(run: Run) -> None:
     objective = Fit()
     before = weights(objective)
-    losses = run(objective)
-    assert [step for step, _ in losses] == [10, 12]
+    history = run(objective)
+    assert [step for step, _ in history.curve] == [10, 12]
     assert not torch.equal(weights(objective)[0], before[0])
-    assert not objective.model.training
+    assert not objective.models["pupil"].training
+
+
+def test_parts_of_losses_are_logged(run: Run) -> None:
+    history = run(Fit(judge=True))
+    for row in history.losses:
+        assert row.keys() == {"step", "loss", "half", "judge_loss"}
+        assert row["half"] == pytest.approx(row["loss"] / 2)
+    assert history.evaluations == []
+
+
+def test_each_loss_is_worked_off_before_the_next_is_asked_for(run: Run) -> None:
+    objective = Fit(judge=True)
+    run(objective, dataclasses.replace(CONFIG, steps=2), evaluate_every=1)
+    assert objective.events == [
+        *("gradient", "after 1", "evaluate 1"),
+        *("gradient", "after 2", "evaluate 2"),
+    ]
+
+
+def test_evaluations_come_when_due_and_at_the_end(run: Run) -> None:
+    objective = Fit()
+    history = run(objective, evaluate_every=5)
+    assert [row["step"] for row in history.evaluations] == [5, 10, 12]
+    assert history.evaluations[-1]["norm"] == float(weights(objective)[0].norm())
+
+
+def test_a_second_model_changes_nothing_for_the_first(run: Run) -> None:
+    """It sees the first one's output, and gives it no gradient."""
+    alone, watched = Fit(), Fit(judge=True)
+    before = weights(watched, "judge")
+    first, second = run(alone, name="alone").curve, run(watched, name="watched").curve
+    assert first == second
+    for expected, found in zip(weights(alone), weights(watched), strict=True):
+        assert torch.equal(expected, found)
+    assert not torch.equal(weights(watched, "judge")[0], before[0])
+
+
+def test_every_model_has_its_own_optimizer(run: Run) -> None:
+    still = dataclasses.replace(CONFIG, peak_lr=0.0, end_lr=0.0, weight_decay=0.0)
+    objective = Fit(judge=True)
+    before = weights(objective, "judge")
+    run(objective, judge=still)
+    assert torch.equal(weights(objective, "judge")[0], before[0])
+    assert not torch.equal(weights(objective)[0], weights(Fit())[0])
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_micro_batches_see_the_samples_and_the_noise_of_the_whole(
     run: Run, accumulate: int
 ) -> None:
-    whole, divided = Fit(), Fit()
-    run(whole, name="whole")
-    run(divided, dataclasses.replace(CONFIG, accumulate=accumulate), "divided")
-    for expected, found in zip(weights(whole), weights(divided), strict=True):
-        # 1e-5: the gradient is summed in another order.
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    whole, divided = Fit(judge=True), Fit(judge=True)
+    expected = run(whole, name="whole").losses
+    found = run(divided, dataclasses.replace(CONFIG, accumulate=accumulate), "divided").losses
+    for model in whole.models:
+        for one, two in zip(weights(whole, model), weights(divided, model), strict=True):
+            # 1e-5: the gradient is summed in another order.
+            torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
 
 
-@pytest.mark.parametrize("stop", [5, 8, 12])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_broken_run_ends_like_an_unbroken_one(run: Run, stop: int, accumulate: int) -> None:
-    config = OptimConfig(steps=12, batch_size=4, peak_lr=0.1, warmup_steps=2, accumulate=accumulate)
-    whole = Fit()
-    losses = run(whole, config, "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(Fit(stop=stop * accumulate), config, "broken")
-    resumed = Fit()
-    assert run(resumed, config, "broken") == losses
-    assert resumed.calls == (12 - (stop - 1) // 3 * 3) * accumulate
-    for expected, found in zip(weights(whole), weights(resumed), strict=True):
-        assert torch.equal(expected, found)
-
-
-def damage(checkpoint: Path, how: str) -> None:
-    """Spoils a checkpoint as a full disk or an edit would."""
-    weights = checkpoint / "model.safetensors"
-    match how:
-        case "weights cut":
-            weights.write_bytes(weights.read_bytes()[:20])
-        case "weights gone":
-            weights.unlink()
-        case "progress cut":
-            (checkpoint / "progress.json").write_text('{"step": 1')
-        case "progress gone":
-            (checkpoint / "progress.json").unlink()
-        case "optimizer cut":
-            (checkpoint / "optimizer.bin").write_bytes(b"PK")
-
-
-@pytest.mark.parametrize(
-    "how", ["weights cut", "weights gone", "progress cut", "progress gone", "optimizer cut"]
-)
-def test_a_damaged_checkpoint_gives_way_to_an_older_one(
-    run: Run, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = Fit()
-    losses = run(whole, name="whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(Fit(stop=8), name="broken")
-    checkpoints = sorted((tmp_path / "broken" / "checkpoints").iterdir())
-    assert [path.name for path in checkpoints] == ["step-00000003", "step-00000006"]
-    damage(checkpoints[-1], how)
-    resumed = Fit()
-    assert run(resumed, name="broken") == losses
-    assert resumed.calls == 9
-    assert "step-00000006 is unreadable" in caplog.text
-    for expected, found in zip(weights(whole), weights(resumed), strict=True):
-        assert torch.equal(expected, found)
-
-
-def test_only_damaged_checkpoints_are_an_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(Fit(stop=8))
-    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
-        damage(checkpoint, "weights cut")
-    with pytest.raises(ValueError, match=r"no readable checkpoint in .*checkpoints; delete"):
-        run(Fit())
-
-
-def test_an_unfinished_checkpoint_is_not_resumed(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that dies while it saves leaves a hidden folder, which the next one replaces."""
-    whole = Fit()
-    run(whole, name="whole")
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(harness, "write_json", die)
-    with pytest.raises(KeyboardInterrupt):
-        run(Fit(), name="broken")
-    monkeypatch.undo()
-    assert [p.name for p in (tmp_path / "broken" / "checkpoints").iterdir()] == [".partial"]
-    resumed = Fit()
-    run(resumed, name="broken")
-    assert resumed.calls == CONFIG.steps
-    assert torch.equal(weights(resumed)[0], weights(whole)[0])
-
-
-def test_finish_removes_the_checkpoints(run: Run, accelerator: Accelerator, tmp_path: Path) -> None:
-    run(Fit())
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == harness.KEPT_CHECKPOINTS
-    harness.finish(accelerator, tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
-    shutil.rmtree(tmp_path / "run")
-    harness.finish(accelerator, tmp_path / "run")
+def test_mixed_precision_ends_with_the_training(run: Run, bf16_accelerator: Accelerator) -> None:
+    """Models return fp32, and compute in fp32 again once they are trained."""
+    objective = Fit()
+    run(objective, accelerator=bf16_accelerator)
+    model, x = objective.models["pupil"], torch.rand(4, 3)
+    assert torch.equal(model(x), nn.functional.linear(x, model.weight, model.bias))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
-    with pytest.raises(ValueError, match=r"loss of 'fit' is nan at step 10; lower peak_lr 0.1"):
+    with pytest.raises(ValueError, match=r"loss of 'fit' is nan at step 10; lower peak_lr"):
         run(Fit(spoil=5))
 
 

@@ -44,11 +44,17 @@ def test_edge_warmups_give_finite_rates(warmup: int) -> None:
 
 def test_optimizer_follows_the_config() -> None:
     config = OptimConfig(
-        steps=1, batch_size=1, warmup_steps=0, weight_decay=0.1, beta2=0.95, peak_lr=0.5
+        steps=1, batch_size=1, warmup_steps=0, weight_decay=0.1, beta1=0.5, beta2=0.95, peak_lr=0.5
     )
     group = create_optimizer([torch.nn.Parameter(torch.zeros(1))], config).param_groups[0]
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.9, 0.95), 0.1)
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.5, 0.95), 0.1)
     assert group["eps"] == 1e-8
+
+
+def test_the_first_moment_decays_by_nine_tenths_unless_told() -> None:
+    config = OptimConfig(steps=1, batch_size=1, warmup_steps=0)
+    group = create_optimizer([torch.nn.Parameter(torch.zeros(1))], config).param_groups[0]
+    assert group["betas"] == (0.9, 0.999)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,8 @@ def test_optimizer_follows_the_config() -> None:
         ({"warmup_steps": 11}, "warmup_steps 11"),
         ({"warmup_steps": -1}, "warmup_steps -1"),
         ({"end_lr": 1.0}, "end_lr 1.0"),
+        ({"beta1": 1.0}, "beta1 1.0"),
+        ({"beta2": -0.1}, "beta2 -0.1"),
     ],
 )
 def test_wrong_settings_are_named(change: dict, name: str) -> None:

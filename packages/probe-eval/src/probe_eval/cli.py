@@ -16,7 +16,13 @@ from typing import Any
 
 import tyro
 
-from probe_eval.config import DemoConfig, PretrainConfig, ShowConfig
+from probe_eval.config import (
+    DemoConfig,
+    PretrainTokenizerConfig,
+    PretrainTwinsConfig,
+    ReconstructConfig,
+    ShowConfig,
+)
 from probe_eval.distributed import is_main_process
 from probe_eval.recipes import RECIPES
 
@@ -24,10 +30,11 @@ PROG = "probe-eval"
 SUMMARY = """Probes frozen image and video models with light readouts.
 
 commands:
-  demo       pretrain tiny twins, probe them, draw them, write one page (start here)
-  pretrain   train a tokenizer, I-WALT and V-WALT on a data set or a folder of videos
-  run        train one readout on frozen features and write its record
-  show       draw frames and the features of both twins for video files
+  demo         pretrain tiny twins, probe them, draw them, write one page (start here)
+  pretrain     train a tokenizer; or a tokenizer, I-WALT and V-WALT
+  reconstruct  put a video beside what a tokenizer makes of it, and measure it
+  run          train one readout on frozen features and write its record
+  show         draw frames and the features of both twins for video files
 
 options:
   -h, --help   this text; after a command, that command's options with defaults and units
@@ -45,6 +52,30 @@ class Show(ShowConfig):
 
     videos: tyro.conf.Positional[tuple[str, ...]]
     """Video files: mp4, mov, webm or mkv."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reconstruct(ReconstructConfig):
+    """A video beside what a tokenizer makes of it, and how close the two are."""
+
+    video: tyro.conf.Positional[str]
+    """Video file: mp4, mov, webm or mkv."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainTokenizer(PretrainTokenizerConfig):
+    """A tokenizer: any size, any part of MAGVIT-v2's objective."""
+
+    dry_run: bool = False
+    """Say what would be trained, on what and where it would go; train nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainTwins(PretrainTwinsConfig):
+    """A tokenizer and then both denoisers, I-WALT and V-WALT, on the same clips."""
+
+    dry_run: bool = False
+    """Say what would be trained, on what and where it would go; train nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,13 +205,67 @@ def demo(words: list[str]) -> int:
 
 
 def pretrain(words: list[str]) -> int:
-    """`probe-eval pretrain`."""
-    config = parse(PretrainConfig, words, "pretrain")
-    from probe_eval.pretrain import run_pretrain
+    """`probe-eval pretrain tokenizer` and `probe-eval pretrain twins`."""
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"usage: {PROG} pretrain MODELS [options]", "", "models:"]
+        lines += [f"  {name:12s} {command.__doc__}" for name, command in PRETRAINING.items()]
+        lines += ["", f"`{PROG} pretrain MODELS --help` lists the options with defaults and units."]
+        print("\n".join(lines))  # noqa: T201
+        return 0
+    return PRETRAINING[known("models to pretrain", words[0], PRETRAINING)](words[1:])
+
+
+def pretrain_tokenizer(words: list[str]) -> int:
+    """a tokenizer of any size, with any part of MAGVIT-v2's objective"""  # noqa: D403, D415
+    given = parse(PretrainTokenizer, words, "pretrain tokenizer")
+    config = plain(PretrainTokenizerConfig, given)
+    from probe_eval.pretrain.tokenizer import describe_tokenizer, run_tokenizer
 
     accelerator = start()
-    folder = run_pretrain(config, accelerator)
-    accelerator.print(f"wrote {folder}")
+    if given.dry_run:
+        accelerator.print(describe_tokenizer(config, accelerator))
+        return 0
+    record = run_tokenizer(config, accelerator)
+    measured = {name: value for name, value in record["final"].items() if name != "step"}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+    accelerator.print(f"{numbers}  {config.output}/record.json")
+    return 0
+
+
+def pretrain_twins(words: list[str]) -> int:
+    """a tokenizer, I-WALT and V-WALT, on the same clips"""  # noqa: D403, D415
+    given = parse(PretrainTwins, words, "pretrain twins")
+    config = plain(PretrainTwinsConfig, given)
+    from probe_eval.pretrain.twins import describe_twins, run_twins
+
+    accelerator = start()
+    if given.dry_run:
+        accelerator.print(describe_twins(config, accelerator))
+        return 0
+    accelerator.print(f"wrote {run_twins(config, accelerator)}")
+    return 0
+
+
+PRETRAINING: dict[str, Callable[[list[str]], int]] = {
+    "tokenizer": pretrain_tokenizer,
+    "twins": pretrain_twins,
+}
+"""Models -> what trains them."""
+
+
+def plain(kind: Any, given: Any) -> Any:
+    """The configuration of a run without what the command line adds to it."""
+    return kind(**{field.name: getattr(given, field.name) for field in dataclasses.fields(kind)})
+
+
+def reconstruct(words: list[str]) -> int:
+    """`probe-eval reconstruct VIDEO`."""
+    given = parse(Reconstruct, words, "reconstruct")
+    from probe_eval.reconstruct import run_reconstruct, summary
+
+    accelerator = start()
+    record = run_reconstruct(given.video, plain(ReconstructConfig, given), accelerator)
+    accelerator.print(f"{summary(record)}  {given.output}/side-by-side.mp4")
     return 0
 
 
@@ -221,6 +306,7 @@ def show(words: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
     "pretrain": pretrain,
+    "reconstruct": reconstruct,
     "run": run_recipe,
     "show": show,
 }

@@ -35,7 +35,7 @@ class FeatureConfig:
     backbone: str = "v-walt"
     """Name of the frozen backbone, for instance `i-walt` or `v-walt`."""
     pretrained: str = "results/pretrained"
-    """Folder that `probe-eval pretrain` wrote."""
+    """Folder that `probe-eval pretrain twins` wrote."""
     block: int = 4
     """Block whose residual stream is read: 0 is the patch embedding, then 1 to the depth."""
     timestep: int = 200
@@ -76,8 +76,10 @@ class OptimConfig:
     """Steps of linear warm-up from 0."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
     beta2: float = 0.999
-    """Decay of the second moment; the first is 0.9."""
+    """Decay of the second moment."""
     clip_norm: float = 0.0
     """Gradients are clipped to this norm; 0 leaves them alone."""
     accumulate: int = 1
@@ -94,6 +96,9 @@ class OptimConfig:
             )
         if not 0 <= self.end_lr <= self.peak_lr:
             raise ValueError(f"end_lr {self.end_lr} must be 0 to peak_lr {self.peak_lr}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be 0 or more and below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,27 +126,147 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
-    """A tokenizer and then both denoisers, I-WALT and V-WALT, on the same clips."""
+class LossWeights:
+    """Weights of the tokenizer's losses (MAGVIT-v2's)."""
 
-    data: DataConfig = DataConfig()
-    """Which clips."""
-    tokenizer_size: str = "tiny"
+    reconstruction: float = 5.0
+    """Mean squared error of the pixels."""
+    perceptual: float = 0.1
+    """Distance by the perceptual network; off without one."""
+    adversarial: float = 0.1
+    """What the discriminator says of reconstructions; off without `gan`."""
+    r1: float = 10.0
+    """Of the discriminator: gradient penalty on real clips."""
+    lecam: float = 0.001
+    """Of the discriminator: LeCAM regularisation."""
+    entropy: float = 0.1
+    """Of look-up-free quantisation: entropy, low for each latent and high for all."""
+    commitment: float = 0.25
+    """Of look-up-free quantisation: distance of latents from their codes."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(
+                    f"weight {field.name} {getattr(self, field.name)} must not be negative"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerTrainingConfig:
+    """One tokenizer, and how it is trained."""
+
+    size: str = "tiny"
     """Name of the tokenizer configuration."""
-    walt_size: str = "tiny"
-    """Name of the denoiser size; I-WALT is its twin with spatial windows only."""
-    tokenizer: OptimConfig = OptimConfig(
-        steps=1000,
-        batch_size=4,
-        peak_lr=5e-3,
-        warmup_steps=20,
+    num_frames: int = 5
+    """Frames of the stretches it is trained on: 1 + 4k, at most data.num_frames; 1 for images."""
+    optim: OptimConfig = OptimConfig(
+        steps=2000,
+        batch_size=8,
+        peak_lr=3e-3,
+        warmup_steps=50,
         weight_decay=0.0,
         beta2=0.99,
         clip_norm=1.0,
     )
-    """How the tokenizer is trained, on stretches of `tokenizer_frames` frames."""
-    tokenizer_frames: int = 5
-    """Frames of the clips that the tokenizer is trained on: 1 + 4k, at most data.num_frames."""
+    """Optimiser (MAGVIT-v2: batch 256, peak-lr 1e-4, beta1 0, beta2 0.99)."""
+    weights: LossWeights = LossWeights()
+    """Weights of the losses."""
+    ema_decay: float = 0.999
+    """Moving average of the weights, which is what is measured and kept; 0 for none."""
+    perceptual: str = ""
+    """Perceptual network, as `file.py:name`, `package.module:name` or a TorchScript file; it
+    takes reconstructed and original frames in [-1, 1]. Empty: that loss is off."""
+    gan: bool = False
+    """Train against a discriminator."""
+    gan_start_step: int = 0
+    """Step from which the discriminator takes part."""
+    discriminator_channels: int = 16
+    """Width of the discriminator's first convolution (MAGVIT-v2: 128)."""
+    discriminator_lr: float = 1e-4
+    """Peak learning rate of the discriminator; the rest of its optimiser is as above."""
+    inflate_from: str = ""
+    """Folder of a tokenizer of images that a tokenizer of videos starts from."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass, to save memory."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay} must be 0 (none) or more and below 1")
+        if not 0 <= self.gan_start_step <= self.optim.steps:
+            raise ValueError(
+                f"gan_start_step {self.gan_start_step} must be 0 to steps {self.optim.steps}"
+            )
+        if self.discriminator_channels < 1 or self.discriminator_lr <= 0:
+            raise ValueError(
+                f"discriminator_channels {self.discriminator_channels} and discriminator_lr "
+                f"{self.discriminator_lr} must be positive"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainTokenizerConfig:
+    """A tokenizer: any size, any part of MAGVIT-v2's objective."""
+
+    data: DataConfig = DataConfig()
+    """Which clips."""
+    training: TokenizerTrainingConfig = TokenizerTrainingConfig()
+    """Which tokenizer, and how it is trained."""
+    videos: str = ""
+    """Folder of real videos that are mixed in, of the size and stride of `data`."""
+    videos_share: float = 0.25
+    """Share of the samples that are of these videos; above 0 and below 1."""
+    videos_memory_gb: float = 2.0
+    """Memory for their frames, in GB; videos that need more are an error."""
+    evaluate_every: int = 500
+    """Steps between evaluations, each with samples."""
+    evaluate_clips: int = 64
+    """Held-out clips that are measured, of `data` and of the videos each."""
+    sample_clips: int = 4
+    """Held-out clips drawn beside their reconstructions, of `data` and of the videos each."""
+    lpips: str = ""
+    """Network for LPIPS, in the form of `training.perceptual`; empty: not measured."""
+    video_features: str = ""
+    """Network for rFVD, clips in [-1, 1] to vectors; empty: not measured."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints for resuming."""
+    output: str = "results/tokenizer"
+    """Folder for the tokenizer, its record, curves and samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("evaluate_every", "evaluate_clips", "sample_clips", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if not 0 < self.videos_share < 1:
+            raise ValueError(f"videos_share {self.videos_share} must be above 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainTwinsConfig:
+    """A tokenizer and then both denoisers, I-WALT and V-WALT, on the same clips."""
+
+    data: DataConfig = DataConfig()
+    """Which clips."""
+    tokenizer: TokenizerTrainingConfig = TokenizerTrainingConfig(
+        optim=OptimConfig(
+            steps=1000,
+            batch_size=4,
+            peak_lr=5e-3,
+            warmup_steps=20,
+            weight_decay=0.0,
+            beta2=0.99,
+            clip_norm=1.0,
+        ),
+        weights=LossWeights(reconstruction=1.0),
+        ema_decay=0.0,
+    )
+    """Which tokenizer, and how it is trained."""
+    tokenizer_from: str = ""
+    """Folder of a trained tokenizer, which is used in place of a new one."""
+    walt_size: str = "tiny"
+    """Name of the denoiser size; I-WALT is its twin with spatial windows only."""
     image_walt: OptimConfig = OptimConfig(
         steps=700, batch_size=64, peak_lr=2e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
     )
@@ -165,7 +290,7 @@ class ShowConfig:
     """Frames, first principal component of both twins, and where they differ."""
 
     pretrained: str = "results/pretrained"
-    """Folder that `probe-eval pretrain` wrote."""
+    """Folder that `probe-eval pretrain twins` wrote."""
     output: str = "results/show"
     """Folder for the pictures."""
     block: int = 4
@@ -192,7 +317,7 @@ class DemoConfig:
     """Results folder."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Readout seeds of every probe."""
-    pretrain: PretrainConfig = PretrainConfig()
+    pretrain: PretrainTwinsConfig = PretrainTwinsConfig()
     """Pretraining; its output goes below the results folder."""
     optim: OptimConfig = OptimConfig(
         steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30
@@ -202,3 +327,25 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError("seeds is empty; give at least one, for instance --seeds 0 1 2")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReconstructConfig:
+    """A video beside what a tokenizer makes of it, and how close the two are."""
+
+    tokenizer: str = "results/tokenizer/tokenizer"
+    """Folder of a tokenizer, as `probe-eval pretrain tokenizer` leaves it in tokenizer/."""
+    output: str = "results/reconstruct"
+    """Folder for the video and the record."""
+    size: int = 0
+    """Height and width that frames are resized and cropped to, in pixels, a multiple of 8; 0
+    keeps their size, cropped in the centre to multiples of 8."""
+    start: int = 0
+    """First frame."""
+    num_frames: int = 0
+    """Frames from there on; 0 takes all. Cut to 1 + 4k."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "start", "num_frames"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from probe_eval import runs
 from probe_eval.config import DemoConfig, FeatureConfig, ProbeConfig, ShowConfig
 from probe_eval.features import FeatureStore
-from probe_eval.pretrain import run_pretrain
+from probe_eval.pretrain.twins import run_twins
 from probe_eval.probe import run_probe
 from probe_eval.report.page import summarise, write_page
 from probe_eval.show import TWINS, run_show
@@ -42,7 +42,7 @@ def run_demo(config: DemoConfig, accelerator: Accelerator) -> Path:
     runs.claim(folder, "demo", identity, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     pretrained = folder / "pretrained"
-    run_pretrain(dataclasses.replace(config.pretrain, output=str(pretrained)), accelerator)
+    run_twins(dataclasses.replace(config.pretrain, output=str(pretrained)), accelerator)
     features = FeatureConfig(pretrained=str(pretrained))
     probe_all(config, features, accelerator)
     clip = importlib.resources.files("probe_eval") / "assets" / CLIP

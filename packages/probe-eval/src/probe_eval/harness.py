@@ -5,14 +5,13 @@ resumed run equals an unbroken one to the bit, and the number of processes chang
 order in which gradients are summed.
 """
 
+import abc
 import contextlib
+import dataclasses
 import hashlib
-import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -20,46 +19,91 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from probe_eval import checkpoints
 from probe_eval.config import OptimConfig
 from probe_eval.optim import create_optimizer, learning_rate
 from probe_eval.progress import Tracker
-from probe_eval.runs import read_json, write_json
 
-logger = logging.getLogger(__name__)
 STEPS_BETWEEN_LOSSES = 10
-KEPT_CHECKPOINTS = 2
 
 Batch = dict[str, Tensor]
+Row = dict[str, int | float]
+"""Named numbers of one step, `step` among them."""
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """What a training run optimises."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loss:
+    """What one model is to be improved in, on one micro-batch."""
 
-    @property
-    def title(self) -> str:
-        """Shown beside the progress bar."""
-        ...
+    model: str
+    """Name of the model whose gradient this is."""
+    value: Tensor
+    """The loss, differentiable."""
+    parts: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """What it consists of, before weighting, for the log."""
 
-    @property
-    def model(self) -> nn.Module:
-        """The module that is trained."""
-        ...
 
-    @property
-    def dataset(self) -> Dataset[Batch]:
-        """Samples; each is a pure function of its index."""
-        ...
+class Objective(abc.ABC):
+    """What a training run optimises; the methods below `losses` do nothing unless overridden."""
 
-    def loss(self, model: nn.Module, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
-        """Mean loss of a micro-batch.
+    title: str
+    """Shown beside the progress bar."""
+    models: Mapping[str, nn.Module]
+    """The modules that are trained, by name; the loss of the first is the loss of the run."""
+    dataset: Dataset[Batch]
+    """Samples; each is a pure function of its index."""
+
+    @abc.abstractmethod
+    def losses(
+        self,
+        models: Mapping[str, nn.Module],
+        batch: Batch,
+        generators: Sequence[torch.Generator],
+        step: int,
+    ) -> Iterator[Loss]:
+        """Mean losses of a micro-batch, one model after the other.
+
+        The loop runs backward on each before it asks for the next, so what a model computed can
+        serve the next one, detached.
 
         Args:
-            model: `self.model`, as wrapped for distributed training.
+            models: `self.models`, as wrapped for mixed precision and distributed training. Each
+                returns fp32.
             batch: stacked samples.
             generators: one source of randomness per sample.
+            step: number of the step, from 0.
         """
-        ...
+
+    def after_step(self, step: int) -> None:  # noqa: B027
+        """Called when all models have been improved; `step` counts from 1."""
+
+    def evaluate(self, step: int) -> Row:
+        """Measures the models; writes what is to be seen of them."""
+        return {}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beyond the models, equal on all processes."""
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_tensors`."""
+        if tensors:
+            raise ValueError(f"checkpoint has tensors that {self.title!r} has no use for")
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class History:
+    """What was measured over a whole run, also before it was resumed."""
+
+    losses: list[Row] = dataclasses.field(default_factory=list)
+    """Every few steps: `loss`, that of the first model, and the parts of all losses."""
+    evaluations: list[Row] = dataclasses.field(default_factory=list)
+    """What `Objective.evaluate` returned."""
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """(step, loss) every few steps."""
+        return [(int(row["step"]), row["loss"]) for row in self.losses]
 
 
 class StepSampler:
@@ -122,38 +166,43 @@ def stream(seed: int, name: str, number: int) -> torch.Generator:
 
 def train(
     objective: Objective,
-    config: OptimConfig,
+    optims: Mapping[str, OptimConfig],
     *,
     accelerator: Accelerator,
     seed: int,
     folder: Path,
     checkpoint_every: int,
-) -> list[tuple[int, float]]:
-    """Trains `objective.model` in place, resuming from the newest whole checkpoint below `folder`.
+    evaluate_every: int = 0,
+) -> History:
+    """Trains `objective.models` in place, resuming from the newest whole checkpoint in `folder`.
 
     Args:
-        objective: model, samples and loss.
-        config: optimiser, schedule, batch.
+        objective: models, samples and losses.
+        optims: optimiser and schedule of each model, by its name; the first says how many steps
+            there are, and how large a batch is.
         accelerator: devices, processes and precision.
         seed: seed of the order of samples and of all noise.
         folder: where `checkpoints/` lies while training is under way; it is removed by
-            `finish`, once the caller has written what it keeps.
+            `checkpoints.finish`, once the caller has written what it keeps.
         checkpoint_every: steps between checkpoints.
-
-    Returns:
-        (step, loss) every few steps, over the whole run.
+        evaluate_every: steps between evaluations, of which one is at the last step; 0 for none.
 
     Raises:
         ValueError: if the batch does not divide among the processes, there are no samples, or
-            the loss is not finite.
+            a loss is not finite.
     """
+    config = optims[next(iter(objective.models))]
     num_samples = len(objective.dataset)  # type: ignore[arg-type]
     if num_samples == 0:
         raise ValueError("there are no samples to train on")
+    if len(objective.models) > 1 and accelerator.mixed_precision == "fp16":
+        raise ValueError("several models cannot share the loss scale of fp16; use bf16 or no")
     set_seed(seed)
-    optimizer = create_optimizer(objective.model.parameters(), config)
-    model, optimizer = accelerator.prepare(objective.model, optimizer)
-    start, losses = resume(accelerator, folder)
+    models, optimizers = prepare(objective, optims, accelerator)
+    start, progress, tensors = checkpoints.resume(accelerator, folder)
+    if start:
+        objective.load_state_tensors(tensors)
+    history = History(**progress)
     sampler = StepSampler(
         num_samples,
         config,
@@ -164,86 +213,110 @@ def train(
     )
     try:
         batches = iter(DataLoader(objective.dataset, batch_sampler=sampler))
-        model.train()
+        for model in models.values():
+            model.train()
         with Tracker(objective.title, config.steps, start) as tracker:
             for step in range(start, config.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                total = torch.zeros((), device=accelerator.device)
-                for micro in range(config.accumulate):
-                    batch = {
-                        name: value.to(accelerator.device) for name, value in next(batches).items()
-                    }
-                    generators = [stream(seed, "noise", p) for p in sampler.positions(step, micro)]
-                    last = micro == config.accumulate - 1
-                    with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                        with accelerator.autocast():
-                            loss = objective.loss(model, batch, generators) / config.accumulate
-                        accelerator.backward(loss)
-                    total += loss.detach()
-                if config.clip_norm:
-                    accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
+                for name, optimizer in optimizers.items():
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(optims[name], step)
+                micro_batches = [
+                    (next(batches), [stream(seed, "noise", p) for p in sampler.positions(step, i)])
+                    for i in range(config.accumulate)
+                ]
+                means = improve(
+                    objective, models, optimizers, optims, micro_batches, step, accelerator
+                )
                 done = step + 1
-                if done % STEPS_BETWEEN_LOSSES == 0 or done == config.steps:
-                    value = float(accelerator.reduce(total, reduction="mean"))
-                    if not torch.isfinite(torch.tensor(value)):
-                        raise ValueError(
-                            f"loss of '{objective.title}' is {value} at step {done}; lower peak_lr "
-                            f"{config.peak_lr} or check the data"
-                        )
-                    losses.append((done, value))
-                    tracker.note = f"loss {value:.4f}"
+                objective.after_step(done)
+                last = done == config.steps
+                if done % STEPS_BETWEEN_LOSSES == 0 or last:
+                    row = collect(objective, means, done, accelerator)
+                    history.losses.append(row)
+                    tracker.note = note(row)
                 tracker.advance()
-                if done % checkpoint_every == 0 and done < config.steps:
-                    save(accelerator, folder, done, losses)
+                if evaluate_every and (done % evaluate_every == 0 or last):
+                    history.evaluations.append({"step": done, **objective.evaluate(done)})
+                if done % checkpoint_every == 0 and not last:
+                    progress = dataclasses.asdict(history)
+                    tensors = objective.state_tensors()
+                    checkpoints.save(accelerator, folder, done, progress, tensors)
     finally:
-        objective.model.eval()
+        for name, model in models.items():
+            accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            objective.models[name].eval()
         accelerator.free_memory()
-    return losses
+    return history
 
 
-def save(accelerator: Accelerator, folder: Path, step: int, losses: list) -> None:
-    """Writes a checkpoint that appears whole or not at all, and drops the oldest ones."""
-    home = folder / "checkpoints"
-    partial, final = home / ".partial", home / f"step-{step:08d}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(partial / "progress.json", {"step": step, "losses": losses})
-        shutil.rmtree(final, ignore_errors=True)  # there only when it was unreadable
-        os.replace(partial, final)
-        for old in sorted(home.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+def prepare(
+    objective: Objective, optims: Mapping[str, OptimConfig], accelerator: Accelerator
+) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
+    """Models and their optimisers, as wrapped by Accelerate."""
+    optimizers = {
+        name: create_optimizer(model.parameters(), optims[name])
+        for name, model in objective.models.items()
+    }
+    names = list(objective.models)
+    prepared = accelerator.prepare(*objective.models.values(), *optimizers.values())
+    models, wrapped = prepared[: len(names)], prepared[len(names) :]
+    return dict(zip(names, models, strict=True)), dict(zip(names, wrapped, strict=True))
 
 
-def resume(accelerator: Accelerator, folder: Path) -> tuple[int, list[tuple[int, float]]]:
-    """Loads the newest readable checkpoint; (0, []) when there is none."""
-    found = sorted((folder / "checkpoints").glob("step-*"), reverse=True)
-    for checkpoint in found:
-        try:
-            progress = read_json(checkpoint / "progress.json")
-            accelerator.load_state(str(checkpoint))
-        except Exception as error:
-            kind = type(error).__name__
-            logger.warning("checkpoint %s is unreadable (%s); trying older", checkpoint.name, kind)
-            continue
-        return progress["step"], [(int(step), float(loss)) for step, loss in progress["losses"]]
-    if found:
-        raise ValueError(
-            f"no readable checkpoint in {folder / 'checkpoints'}; delete that folder to start again"
-        )
-    return 0, []
+def improve(
+    objective: Objective,
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    optims: Mapping[str, OptimConfig],
+    micro_batches: Sequence[tuple[Batch, list[torch.Generator]]],
+    step: int,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One step of every model.
+
+    Returns:
+        Every loss and its parts, as means over the micro-batches of this process.
+    """
+    sums: dict[str, Tensor] = {}
+    for number, (samples, generators) in enumerate(micro_batches, start=1):
+        batch = {name: value.to(accelerator.device) for name, value in samples.items()}
+        with contextlib.ExitStack() as stack:
+            if number < len(micro_batches):
+                for model in models.values():
+                    stack.enter_context(accelerator.no_sync(model))
+            for loss in objective.losses(models, batch, generators, step):
+                accelerator.backward(loss.value / len(micro_batches))
+                first = loss.model == next(iter(models))
+                named = {"loss" if first else f"{loss.model}_loss": loss.value, **loss.parts}
+                for name, value in named.items():
+                    sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
+    for name, optimizer in optimizers.items():
+        if optims[name].clip_norm:
+            accelerator.clip_grad_norm_(models[name].parameters(), optims[name].clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return sums
 
 
-def finish(accelerator: Accelerator, folder: Path) -> None:
-    """Removes the checkpoints of a training run whose result has been written."""
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+def collect(
+    objective: Objective, means: Mapping[str, Tensor], step: int, accelerator: Accelerator
+) -> Row:
+    """The losses of a step as numbers, as means over all processes.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
+    reduced = accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
+    row = dict(zip(means, reduced.tolist(), strict=True))
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name} of {objective.title!r} is {value} at step {step}; lower peak_lr or check "
+                "the data"
+            )
+    return {"step": step, **row}
+
+
+def note(row: Row) -> str:
+    """The numbers of a row for the progress line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")

@@ -17,7 +17,7 @@ def create_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) ->
     return torch.optim.AdamW(
         parameters,
         lr=config.peak_lr,
-        betas=(0.9, config.beta2),
+        betas=(config.beta1, config.beta2),
         eps=1e-8,
         weight_decay=config.weight_decay,
     )

@@ -5,7 +5,7 @@ Axes: n samples, t h w feature grid, d width.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch.utils.data import Dataset, default_collate
 from probe_datasets import ClipDataset
 from probe_eval import records, runs
 from probe_eval.backbone import FrozenBackbone, check_features, load_backbone
+from probe_eval.checkpoints import finish
 from probe_eval.config import ProbeConfig
 from probe_eval.data import open_split
 from probe_eval.distributed import gather_items
 from probe_eval.features import FeatureStore, FeatureTable
-from probe_eval.harness import Batch, check_batch, finish, stream, train
+from probe_eval.harness import Batch, Loss, Objective, check_batch, stream, train
 from probe_eval.metrics.state import SampleScores
 from probe_eval.tasks import load_task
 from probe_eval.tasks.base import Task
@@ -59,7 +60,7 @@ class FeatureSamples(Dataset[Batch]):
         return {"features": self.features[index], **self.targets[index]}
 
 
-class ProbeObjective:
+class ProbeObjective(Objective):
     """A readout on frozen features."""
 
     def __init__(
@@ -70,12 +71,19 @@ class ProbeObjective:
         samples: FeatureSamples,
         config: ProbeConfig,
     ) -> None:
-        self.title, self.task, self.model, self.dataset = title, task, readout, samples
-        self.config = config
+        self.title, self.models, self.dataset = title, {"readout": readout}, samples
+        self.task, self.config = task, config
 
-    def loss(self, model: nn.Module, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+    def losses(
+        self,
+        models: Mapping[str, nn.Module],
+        batch: Batch,
+        generators: Sequence[torch.Generator],
+        step: int,
+    ) -> Iterator[Loss]:
         """Mean loss of the task; a readout draws no noise."""
-        return self.task.loss(model, prepare(batch["features"], self.config), batch)
+        features = prepare(batch["features"], self.config)
+        yield Loss("readout", self.task.loss(models["readout"], features, batch))
 
 
 def prepare(
@@ -142,14 +150,15 @@ def run_probe(
     if config.shuffle_labels:
         title += " shuffled"
     objective = ProbeObjective(title, task, readout, samples, config)
-    losses = train(
+    history = train(
         objective,
-        config.optim,
+        {"readout": config.optim},
         accelerator=accelerator,
         seed=config.seed,
         folder=folder,
         checkpoint_every=config.checkpoint_every,
     )
+    losses = history.curve
     value = evaluate(readout, task, FeatureSamples(tables["validation"], task), config, accelerator)
     record = make_record(config, accelerator, task, backbone, readout, splits, value, losses)
     if accelerator.is_main_process:

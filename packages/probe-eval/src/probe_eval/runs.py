@@ -48,7 +48,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, write: bool) -> bo
 
     Args:
         folder: the results folder.
-        kind: what made it: `probe`, `pretrain` or `demo`.
+        kind: what made it, for instance `probe`, `pretrain-twins` or `demo`.
         config: everything that decides the result.
         write: whether this process creates the folder (the main process only).
 

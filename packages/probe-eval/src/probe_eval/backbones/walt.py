@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import walt_core
 import walt_tokenizer
 
-TOKENIZER_FILE = "tokenizer.safetensors"
+TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_FILES = ("config.json", "model.safetensors")
 WINDOWS: dict[str, walt_core.Windows] = {"i-walt": "spatial", "v-walt": "spatiotemporal"}
 
 
@@ -75,26 +76,42 @@ def hash_weights(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def load_tokenizer(folder: str | Path) -> walt_tokenizer.VideoTokenizer:
+    """Reads a tokenizer, in evaluation mode, from a folder of this machine.
+
+    Raises:
+        FileNotFoundError: if the folder is not one of a tokenizer.
+        ValueError: if a file is damaged.
+    """
+    for name in TOKENIZER_FILES:
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(
+                f"folder {folder} has no {name}, so it holds no tokenizer; make one with "
+                "`probe-eval pretrain tokenizer`, which leaves it in its folder tokenizer/"
+            )
+    return walt_tokenizer.VideoTokenizer.from_pretrained(folder).eval()
+
+
 def load(name: str, pretrained: str, device: torch.device | str = "cpu") -> WaltBackbone:
-    """Reads tokenizer and denoiser from the folder that `probe-eval pretrain` wrote.
+    """Reads tokenizer and denoiser from the folder that `probe-eval pretrain twins` wrote.
 
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged, or the denoiser is not of the kind its name says.
     """
     folder = Path(pretrained)
-    paths = [folder / TOKENIZER_FILE, folder / f"{name}.safetensors"]
-    for path in paths:
-        if not path.is_file():
+    weights = f"{name}.safetensors"
+    for path in (*(f"{TOKENIZER_FOLDER}/{file}" for file in TOKENIZER_FILES), weights):
+        if not (folder / path).is_file():
             raise FileNotFoundError(
-                f"pretrained folder {folder} has no {path.name}; make it with "
-                f"`probe-eval pretrain --output {folder}`"
+                f"pretrained folder {folder} has no {path}; make it with "
+                f"`probe-eval pretrain twins --output {folder}`"
             )
-    tokenizer = walt_tokenizer.load_checkpoint(paths[0])
-    denoiser = walt_core.load_checkpoint(paths[1])
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    denoiser = walt_core.load_checkpoint(folder / weights)
     if denoiser.config.windows != WINDOWS[name]:
         raise ValueError(
-            f"{paths[1]} has windows {denoiser.config.windows!r} but {name} needs "
+            f"{folder / weights} has windows {denoiser.config.windows!r} but {name} needs "
             f"{WINDOWS[name]!r}; it is a checkpoint of another configuration"
         )
     return WaltBackbone(name, tokenizer.to(device), denoiser.to(device))

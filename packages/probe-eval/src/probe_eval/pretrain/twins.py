@@ -1,15 +1,15 @@
-"""Pretraining: a tokenizer, then I-WALT and V-WALT on its latents of the same clips.
+"""`probe-eval pretrain twins`: a tokenizer, then I-WALT and V-WALT on latents of the same clips.
 
 Axes: n clips, b batch, c channels, t h w latent grid, T H W pixels.
 """
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from einops import rearrange
 from safetensors import SafetensorError
@@ -21,48 +21,28 @@ import walt_core
 import walt_tokenizer
 from probe_datasets import ClipDataset
 from probe_eval import records, runs
-from probe_eval.backbones.walt import TOKENIZER_FILE, WINDOWS, hash_weights
-from probe_eval.config import OptimConfig, PretrainConfig
+from probe_eval.backbones.walt import (
+    TOKENIZER_FILES,
+    TOKENIZER_FOLDER,
+    WINDOWS,
+    hash_weights,
+    load_tokenizer,
+)
+from probe_eval.checkpoints import finish
+from probe_eval.config import OptimConfig, PretrainTwinsConfig
 from probe_eval.data import open_split
 from probe_eval.distributed import gather_items
-from probe_eval.harness import Batch, check_batch, finish, stream, train
+from probe_eval.harness import Batch, Loss, Objective, check_batch, stream, train
+from probe_eval.networks import load_callable
+from probe_eval.pretrain import models
+from probe_eval.pretrain import tokenizer as tokenizers
+from probe_eval.pretrain.evaluation import measure
+from probe_eval.pretrain.samples import Stretches, clips_at_once, load_clips
 from probe_eval.progress import Tracker
 
 LATENTS_FILE = "latents.safetensors"
 MODEL_FILE = "model.json"
-ENCODE_BATCH = 16
 HELD_OUT_CLIPS = 32
-
-
-class Stretches(Dataset[Batch]):
-    """One stretch of consecutive frames of every clip, at a place that depends on the clip."""
-
-    def __init__(self, dataset: ClipDataset, num_frames: int, seed: int) -> None:
-        self.dataset, self.num_frames, self.seed = dataset, num_frames, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Batch:
-        video = self.dataset[index]["video"]
-        generator = stream(self.seed, "stretch", index)
-        last = video.shape[1] - self.num_frames
-        start = int(torch.randint(last + 1, (1,), generator=generator))
-        return {"video": video[:, start : start + self.num_frames]}
-
-
-class TokenizerObjective:
-    """Reconstruction of clips.
-
-    Reference: MAGVIT-v2 (Yu et al., ICLR 2024), Sec. 4, the L2 term.
-    """
-
-    def __init__(self, model: walt_tokenizer.VideoTokenizer, dataset: Dataset[Batch]) -> None:
-        self.title, self.model, self.dataset = "tokenizer", model, dataset
-
-    def loss(self, model: nn.Module, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
-        """Mean squared error of the pixels."""
-        return walt_tokenizer.reconstruction_loss(model(batch["video"]), batch["video"])
 
 
 class Latents(Dataset[Batch]):
@@ -78,53 +58,56 @@ class Latents(Dataset[Batch]):
         return {"latents": self.latents[index]}
 
 
-class WaltObjective:
+class WaltObjective(Objective):
     """Denoising of latents with the v target, at uniformly drawn timesteps.
 
     Reference: WALT (Gupta et al., ECCV 2024), Sec. 3.1.
     """
 
     def __init__(self, title: str, model: walt_core.Walt, dataset: Dataset[Batch]) -> None:
-        self.title, self.model, self.dataset = title, model, dataset
+        self.title, self.models, self.dataset = title, {title: model}, dataset
         self.schedule = model.schedule
 
-    def loss(self, model: nn.Module, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+    def losses(
+        self,
+        models: Mapping[str, nn.Module],
+        batch: Batch,
+        generators: Sequence[torch.Generator],
+        step: int,
+    ) -> Iterator[Loss]:
         """Mean squared error of v; timestep and noise come from each sample's own generator."""
         latents = batch["latents"]
         steps = [torch.randint(self.schedule.num_timesteps, (), generator=g) for g in generators]
         noise = [torch.randn(latents.shape[1:], generator=g) for g in generators]
-        return walt_core.v_prediction_loss(
-            model,
+        loss = walt_core.v_prediction_loss(
+            models[self.title],
             self.schedule,
             latents,
             torch.stack(steps).to(latents.device),
             torch.stack(noise).to(latents),
         )
+        yield Loss(self.title, loss)
 
 
-def run_pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
+def run_twins(config: PretrainTwinsConfig, accelerator: Accelerator) -> Path:
     """Trains the three models that lack in `config.output`; an unfinished one is resumed.
 
     Reference: From Image to Video, Sec. 3.3: equal architecture, equal clips, equal number of
         steps; I-WALT sees frames drawn at random from the clips that V-WALT sees whole.
 
     Returns:
-        The folder, with `tokenizer.safetensors`, `i-walt.safetensors`, `v-walt.safetensors`.
+        The folder, with `tokenizer/`, `i-walt.safetensors`, `v-walt.safetensors`.
 
     Raises:
         ValueError: for unknown names, sizes that do not fit each other, or a results folder that
             holds another run.
+        FileNotFoundError: if `config.tokenizer_from` holds no tokenizer.
     """
     folder = Path(config.output)
-    dataset = open_split(config.data, "train")
-    check_sizes(config)
-    for optim in (config.tokenizer, config.image_walt, config.video_walt):
-        check_batch(optim, accelerator.num_processes)
-    identity = dataclasses.asdict(config)
-    identity.pop("output")
-    runs.claim(folder, "pretrain", identity, write=accelerator.is_main_process)
+    dataset, identity = check_run(config, accelerator)
+    runs.claim(folder, "pretrain-twins", identity, write=accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    tokenizer = train_tokenizer(config, dataset, accelerator)
+    tokenizer = get_tokenizer(config, dataset, accelerator)
     names = [name for name in WINDOWS if not (folder / f"{name}.safetensors").is_file()]
     if names:
         latents = encode_clips(config, tokenizer, dataset, accelerator)
@@ -136,36 +119,58 @@ def run_pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
     return folder
 
 
-def check_sizes(config: PretrainConfig) -> None:
-    """Checks names and sizes before anything is computed.
+def check_run(
+    config: PretrainTwinsConfig, accelerator: Accelerator
+) -> tuple[ClipDataset, dict[str, Any]]:
+    """Everything that can be refused, refused.
+
+    Returns:
+        The training clips, and everything that decides the result.
+
+    Raises:
+        ValueError: naming what is unknown or does not fit.
+        FileNotFoundError: if `config.tokenizer_from` holds no tokenizer.
+    """
+    dataset = open_split(config.data, "train")
+    identity = dataclasses.asdict(config)
+    identity.pop("output")
+    if config.tokenizer_from:
+        given = load_tokenizer(config.tokenizer_from)
+        identity["tokenizer_from"] = hash_weights(given)
+        sizes = given.config
+    else:
+        models.check_training(config.tokenizer, config.data, accelerator)
+        models.identify(config.tokenizer, identity["tokenizer"])
+        sizes = walt_tokenizer.TOKENIZERS[config.tokenizer.size]
+    check_sizes(config, sizes)
+    for optim in (config.image_walt, config.video_walt):
+        check_batch(optim, accelerator.num_processes)
+    return dataset, identity
+
+
+def check_sizes(config: PretrainTwinsConfig, sizes: walt_tokenizer.TokenizerConfig) -> None:
+    """Checks that clips, tokenizer and denoisers fit each other.
 
     Raises:
         ValueError: naming what is unknown or does not fit.
     """
-    tables = {
-        "tokenizer_size": (config.tokenizer_size, walt_tokenizer.TOKENIZERS),
-        "walt_size": (config.walt_size, walt_core.WALT_SIZES),
-    }
-    for field, (name, known) in tables.items():
-        if name not in known:
-            raise ValueError(f"unknown {field} {name!r}; known: {', '.join(known)}")
-    sizes = walt_tokenizer.TOKENIZERS[config.tokenizer_size]
-    walt = walt_core.WALT_SIZES[config.walt_size]
-    stride, period = sizes.spatial_stride, sizes.temporal_stride
-    for name, frames in (
-        ("data.num_frames", config.data.num_frames),
-        ("tokenizer_frames", config.tokenizer_frames),
-    ):
-        if frames < 1 or (frames - 1) % period:
-            raise ValueError(f"{name} {frames} must be 1 + {period} * k: 1, 5, 9, 13, 17, ...")
-    if config.tokenizer_frames > config.data.num_frames:
+    known = walt_core.WALT_SIZES
+    if config.walt_size not in known:
+        raise ValueError(f"unknown walt_size {config.walt_size!r}; known: {', '.join(known)}")
+    walt = known[config.walt_size]
+    if sizes.latent_channels != walt.latent_channels:
         raise ValueError(
-            f"tokenizer_frames {config.tokenizer_frames} must not exceed data.num_frames "
-            f"{config.data.num_frames}"
+            f"the tokenizer has {sizes.latent_channels} latent channels but {config.walt_size!r} "
+            f"takes {walt.latent_channels}; choose another tokenizer or walt_size"
         )
+    stride, period = sizes.spatial_stride, sizes.temporal_stride
     grid = ((config.data.num_frames - 1) // period + 1, *[config.data.size // stride] * 2)
     window = walt.spatiotemporal_window
-    if config.data.size % stride or any(g % w for g, w in zip(grid, window, strict=True)):
+    if (
+        (config.data.num_frames - 1) % period
+        or config.data.size % stride
+        or any(g % w for g, w in zip(grid, window, strict=True))
+    ):
         raise ValueError(
             f"clips of {config.data.num_frames} x {config.data.size} x {config.data.size} have "
             f"the latent grid {grid}, which windows {window} of {config.walt_size!r} do not "
@@ -174,38 +179,42 @@ def check_sizes(config: PretrainConfig) -> None:
         )
 
 
-def train_tokenizer(
-    config: PretrainConfig, dataset: ClipDataset, accelerator: Accelerator
+def get_tokenizer(
+    config: PretrainTwinsConfig, dataset: ClipDataset, accelerator: Accelerator
 ) -> walt_tokenizer.VideoTokenizer:
-    """The trained tokenizer with its latent statistics; read back when it is there already."""
-    path = Path(config.output) / TOKENIZER_FILE
-    if path.is_file():
-        return walt_tokenizer.load_checkpoint(path).to(accelerator.device)
+    """The tokenizer with its latent statistics: there already, given, or trained now."""
+    folder = Path(config.output) / TOKENIZER_FOLDER
+    if all((folder / name).is_file() for name in TOKENIZER_FILES):
+        return load_tokenizer(folder).to(accelerator.device)
     started = time.monotonic()
-    torch.manual_seed(config.seed)
-    tokenizer = walt_tokenizer.VideoTokenizer(walt_tokenizer.TOKENIZERS[config.tokenizer_size])
-    stretches = Stretches(dataset, config.tokenizer_frames, config.seed)
-    losses = train(
-        TokenizerObjective(tokenizer, stretches),
-        config.tokenizer,
-        accelerator=accelerator,
-        seed=config.seed,
-        folder=Path(config.output) / "tokenizer",
-        checkpoint_every=config.checkpoint_every,
-    )
-    tokenizer.eval()
-    starts = range(0, min(len(dataset), 256), ENCODE_BATCH)
-    tokenizer.fit_latent_statistics(
-        load_videos(dataset, range(s, min(s + ENCODE_BATCH, len(dataset)))).to(accelerator.device)
-        for s in starts
-    )
-    psnr = reconstruction_psnr(tokenizer, open_split(config.data, "validation"), accelerator)
-    keep(config, "tokenizer", tokenizer, config.tokenizer, losses, started, accelerator, psnr=psnr)
+    training = config.tokenizer
+    if config.tokenizer_from:
+        tokenizer = load_tokenizer(config.tokenizer_from).to(accelerator.device)
+        losses: list[tuple[int, float]] = []
+    else:
+        network = training.perceptual
+        objective, history = tokenizers.fit(
+            models.create_tokenizer(training, config.seed),
+            training,
+            config.data,
+            Stretches(dataset, training.num_frames, config.seed),
+            accelerator=accelerator,
+            seed=config.seed,
+            folder=folder,
+            checkpoint_every=config.checkpoint_every,
+            perceptual=load_callable(network, device=accelerator.device) if network else None,
+        )
+        tokenizer, losses = objective.result, history.curve
+        tokenizers.measure_statistics(tokenizer, dataset, accelerator)
+    held_out = open_split(config.data, "validation")
+    indices = range(min(HELD_OUT_CLIPS, len(held_out)))
+    psnr = measure(tokenizer, held_out, indices, accelerator)["psnr"].compute()
+    keep(config, "tokenizer", tokenizer, training.optim, losses, started, accelerator, psnr=psnr)
     return tokenizer
 
 
 def train_walt(
-    name: str, config: PretrainConfig, latents: dict[str, Tensor], accelerator: Accelerator
+    name: str, config: PretrainTwinsConfig, latents: dict[str, Tensor], accelerator: Accelerator
 ) -> None:
     """Trains one of the twins and writes it."""
     started = time.monotonic()
@@ -215,19 +224,19 @@ def train_walt(
         dataclasses.replace(walt_core.WALT_SIZES[config.walt_size], windows=WINDOWS[name])
     )
     samples = latents["images"] if name == "i-walt" else latents["videos"]
-    losses = train(
+    history = train(
         WaltObjective(name, model, Latents(samples)),
-        optim,
+        {name: optim},
         accelerator=accelerator,
         seed=config.seed,
         folder=Path(config.output) / name,
         checkpoint_every=config.checkpoint_every,
     )
-    keep(config, name, model, optim, losses, started, accelerator)
+    keep(config, name, model, optim, history.curve, started, accelerator)
 
 
 def keep(
-    config: PretrainConfig,
+    config: PretrainTwinsConfig,
     name: str,
     model: walt_tokenizer.VideoTokenizer | walt_core.Walt,
     optim: OptimConfig,
@@ -256,22 +265,16 @@ def keep(
                 ),
             },
         )
-        path = folder / f"{name}.safetensors"
         if isinstance(model, walt_tokenizer.VideoTokenizer):
-            walt_tokenizer.save_checkpoint(model, path)
+            model.save_pretrained(folder / name)
         else:
-            walt_core.save_checkpoint(model, path)
+            walt_core.save_checkpoint(model, folder / f"{name}.safetensors")
     finish(accelerator, folder / name)
-
-
-def load_videos(dataset: ClipDataset, indices: Sequence[int]) -> Tensor:
-    """A batch of clips."""
-    return torch.stack([dataset[index]["video"] for index in indices])
 
 
 @torch.inference_mode()
 def encode_clips(
-    config: PretrainConfig,
+    config: PretrainTwinsConfig,
     tokenizer: walt_tokenizer.VideoTokenizer,
     dataset: ClipDataset,
     accelerator: Accelerator,
@@ -287,12 +290,13 @@ def encode_clips(
             return load_file(path)
         except SafetensorError:
             path.unlink()
-    starts = range(0, len(dataset), ENCODE_BATCH)
+    size = clips_at_once(dataset[0]["video"].shape[1:])
+    starts = range(0, len(dataset), size)
     done = []
     with Tracker("latents", len(dataset)) as tracker:
         for start in list(starts)[accelerator.process_index :: accelerator.num_processes]:
-            indices = range(start, min(start + ENCODE_BATCH, len(dataset)))
-            video = load_videos(dataset, indices).to(accelerator.device)
+            indices = range(start, min(start + size, len(dataset)))
+            video = load_clips(dataset, indices).to(accelerator.device)
             frames = torch.stack(
                 [
                     torch.randint(
@@ -324,14 +328,26 @@ def encode_clips(
     return latents
 
 
-@torch.inference_mode()
-def reconstruction_psnr(
-    tokenizer: walt_tokenizer.VideoTokenizer, dataset: ClipDataset, accelerator: Accelerator
-) -> float:
-    """Peak signal-to-noise ratio in dB on held-out clips, from their mean squared error."""
-    video = load_videos(dataset, range(min(HELD_OUT_CLIPS, len(dataset)))).to(accelerator.device)
-    errors = [
-        F.mse_loss(tokenizer(part).clamp(-1, 1), part, reduction="sum").item()
-        for part in video.split(ENCODE_BATCH)
-    ]
-    return float(10 * torch.log10(torch.tensor(4 * video.numel() / sum(errors))))
+def describe_twins(config: PretrainTwinsConfig, accelerator: Accelerator) -> str:
+    """What `run_twins` would do, after the same checks; it does none of it."""
+    dataset, identity = check_run(config, accelerator)
+    runs.claim(Path(config.output), "pretrain-twins", identity, write=False)
+    if config.tokenizer_from:
+        lines = [f"tokenizer   as it is in {config.tokenizer_from}"]
+    else:
+        lines = models.describe_training(config.tokenizer, config.data, accelerator)
+    with torch.device("meta"):
+        walt = walt_core.Walt(walt_core.WALT_SIZES[config.walt_size])
+    images = len(dataset) * config.images_per_clip
+    return "\n".join(
+        [
+            *lines,
+            f"twins       {config.walt_size}: {models.count(walt):,} parameters each",
+            f"i-walt      {models.split(config.image_walt, accelerator)} of {images:,} images",
+            f"v-walt      {models.split(config.video_walt, accelerator)} of {len(dataset):,} "
+            f"clips of {config.data.dataset}",
+            f"writes      {config.output}/: tokenizer/, i-walt.safetensors, v-walt.safetensors, "
+            f"{MODEL_FILE} of each",
+            "dry run: nothing was trained or written",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Pretraining: tokenizers, and the twins I-WALT and V-WALT on the latents of one."""

@@ -1,0 +1,228 @@
+"""Killed runs end like unbroken ones.
+
+A process is killed by SIGKILL, at a call that is named or drawn: nothing in it can clean up.
+"""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import walt_tokenizer
+from probe_eval import checkpoints, harness
+from probe_eval.records import read_record
+
+MODELS = ("tokenizer", "i-walt", "v-walt")
+Words = Callable[..., list[str]]
+Main = Callable[..., int]
+
+pytestmark = pytest.mark.slow
+
+
+def names(folder: Path) -> set[str]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """Where pretraining leaves a model."""
+    inside = name == "tokenizer"
+    return folder / name / "model.safetensors" if inside else folder / f"{name}.safetensors"
+
+
+def assert_equal_weights(one: Path, two: Path) -> None:
+    """Every tensor of two safetensors files is equal to the bit."""
+    first, second = load_file(one), load_file(two)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+KILLER = """
+import importlib, os, signal, sys
+from probe_eval.cli import main
+place, number = sys.argv[1].split("#")
+module, name = place.split(":")
+module, calls = importlib.import_module(module), []
+real = getattr(module, name)
+def deadly(*args, **kwargs):
+    calls.append(name)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+setattr(module, name, deadly)
+raise SystemExit(main(sys.argv[2:]))
+"""
+"""Runs a command until call `#number` of `module:function`, and dies at it."""
+
+Kill = Callable[[str, list[str]], None]
+
+
+@pytest.fixture
+def kill(launch: Callable) -> Kill:
+    """Function that runs a command in a process that is killed at a call."""
+
+    def run(call: str, words: list[str]) -> None:
+        done = launch(sys.executable, "-c", KILLER, call, *words)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [
+        # In step 4, after the checkpoint of step 2.
+        ("probe_eval.harness:learning_rate#4", {"run.json", "checkpoints"}),
+        # While the only checkpoint is being written: it is not there yet.
+        ("probe_eval.checkpoints:write_json#1", {"run.json", "checkpoints"}),
+        # Trained and measured, but the record is not written.
+        (
+            "probe_eval.records:write_record#1",
+            {"run.json", "checkpoints", "losses.json", "readout.safetensors"},
+        ),
+    ],
+    ids=["in a step", "in a checkpoint", "before the record"],
+)
+def test_a_killed_probe_ends_like_an_unbroken_one(
+    main: Main,
+    run_words: Words,
+    kill: Kill,
+    finished: Path,
+    tmp_path: Path,
+    call: str,
+    left: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "killed"
+    kill(call, run_words(folder))
+    assert {path.name for path in folder.iterdir()} == left
+    whole = [path.name for path in (folder / "checkpoints").glob("step-*")]
+    assert whole == ([] if "write_json" in call else ["step-00000002"])
+
+    steps = []
+    rate = harness.learning_rate
+    monkeypatch.setattr(
+        harness, "learning_rate", lambda config, step: steps.append(step) or rate(config, step)
+    )
+    assert main(*run_words(folder)) == 0
+    assert steps == ([2, 3] if whole else [0, 1, 2, 3])
+    assert_equal_weights(folder / "readout.safetensors", finished / "readout.safetensors")
+    record, other = (read_record(path / "record.json") for path in (folder, finished))
+    assert record["metric"] == other["metric"]
+    assert record["final_loss"] == other["final_loss"]
+    assert (folder / "losses.json").read_text() == (finished / "losses.json").read_text()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_killed_pretraining_ends_like_an_unbroken_one(
+    main: Main, pretrain_words: Words, kill: Kill, pretrained: Path, tmp_path: Path
+) -> None:
+    """Killed twice: in the tokenizer, and in the second twin."""
+    folder = tmp_path / "killed"
+    kill("probe_eval.harness:learning_rate#4", pretrain_words(folder))
+    assert {path.name for path in folder.iterdir()} == {"run.json", "tokenizer"}
+    # Two more steps of the tokenizer, four of I-WALT, and the fourth of V-WALT.
+    kill("probe_eval.harness:learning_rate#10", pretrain_words(folder))
+    assert not (folder / "v-walt.safetensors").exists()
+    assert [path.name for path in (folder / "v-walt" / "checkpoints").iterdir()] == [
+        "step-00000002"
+    ]
+    assert main(*pretrain_words(folder)) == 0
+    assert names(folder) == names(pretrained)
+    for name in MODELS:
+        assert_equal_weights(weights_file(folder, name), weights_file(pretrained, name))
+        one, two = (json.loads((f / name / "model.json").read_text()) for f in (folder, pretrained))
+        assert one["losses"] == two["losses"]
+        assert one["weights_hash"] == two["weights_hash"]
+        assert one.get("psnr") == two.get("psnr")
+
+
+RANDOMLY = """
+import json, os, signal, sys
+import av, matplotlib.image, torchmetrics.functional.image  # not what is to be killed
+import walt_tokenizer
+from probe_eval.cli import main
+from probe_eval.pretrain import tokenizer
+
+walt_tokenizer.TOKENIZERS["minimal"] = walt_tokenizer.TokenizerConfig(%s)
+limit, events, real = -1, 0, tokenizer.train
+def watch(frame, event, argument):
+    global events
+    events += 1
+    if events == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+def train(*args, **kwargs):
+    sys.setprofile(watch)
+    try:
+        return real(*args, **kwargs)
+    finally:
+        sys.setprofile(None)
+        print("events", events, flush=True)
+tokenizer.train = train
+for limit, words in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        os._exit(main(words))
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs commands, each in a process that dies at the given call or return during training."""
+MINIMAL = dict(
+    base_channels=4,
+    channel_multipliers=(1, 1, 1, 2),
+    num_res_blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+)
+
+
+def test_a_tokenizer_killed_at_ten_random_points_ends_like_an_unbroken_one(
+    main: Main,
+    launch: Callable,
+    tokenizer_words: Words,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Between any two lines of Python: in a step, in an evaluation, in a checkpoint."""
+    program = RANDOMLY % ", ".join(f"{name}={value}" for name, value in MINIMAL.items())
+    monkeypatch.setitem(
+        walt_tokenizer.TOKENIZERS, "minimal", walt_tokenizer.TokenizerConfig(**MINIMAL)
+    )
+
+    def words(folder: Path) -> list[str]:
+        return tokenizer_words(folder, size="minimal", steps=7)
+
+    def run_until(points: list[int], folders: list[Path]) -> "subprocess.CompletedProcess[str]":
+        runs = [(point, words(folder)) for point, folder in zip(points, folders, strict=True)]
+        return launch(sys.executable, "-c", program, json.dumps(runs))
+
+    done = run_until([-1], [tmp_path / "whole"])
+    assert done.stdout.endswith("ended 0\n"), done.stderr
+    (total,) = map(int, re.findall(r"events (\d+)", done.stdout))
+    chance = random.Random(20)  # one point in each tenth of the training
+    points = [chance.randrange(total * k // 10, total * (k + 1) // 10) for k in range(10)]
+    print("killed at", points, "of", total)  # noqa: T201
+    record = json.loads((tmp_path / "whole" / "record.json").read_text())
+    folders = [tmp_path / str(point) for point in points]
+    done = run_until(points, folders)
+    assert done.stdout.splitlines() == [f"ended {-signal.SIGKILL}"] * 10, done.stderr
+    for point, folder in zip(points, folders, strict=True):
+        for checkpoint in (folder / "checkpoints").glob("step-*"):
+            checkpoints.verify(checkpoint)
+        assert main(*words(folder)) == 0
+        assert names(folder) == names(tmp_path / "whole")
+        for name in ("tokenizer/model.safetensors", "discriminator.safetensors"):
+            assert_equal_weights(folder / name, tmp_path / "whole" / name)
+        found = json.loads((folder / "record.json").read_text())
+        for name in ("losses", "evaluations", "tokenizer"):
+            assert found[name] == record[name], (point, name)
+    assert "unreadable" not in caplog.text
