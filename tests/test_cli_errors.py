@@ -115,7 +115,7 @@ def test_pretraining_that_cannot_run(
         ("--training.perceptual lpips", "network 'lpips' has an unknown form; expected"),
         ("--lpips no/such.py:net", "there is no file no/such.py"),
         ("--video-features nothing_here:net", "there is no module 'nothing_here'"),
-        ("--training.inflate-from no/such", "folder no/such has no config.json"),
+        ("--training.start-from no/such", "folder no/such has no config.json"),
         ("--videos no/such", "'no/such' does not exist"),
         ("--videos {folder} --videos-memory-gb 1e-6", "in .*folder need .* videos_memory_gb 1e-06"),
     ],

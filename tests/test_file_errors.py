@@ -213,7 +213,7 @@ def test_values_that_are_not_finite_stop_at_the_backbone(pretrained: Path, name:
         ("no configuration", "tokenizer has no config.json, so it holds no tokenizer"),
     ],
 )
-@pytest.mark.parametrize("flag", ["--tokenizer-from", "--training.inflate-from"])
+@pytest.mark.parametrize("flag", ["--tokenizer-from", "--training.start-from"])
 def test_a_tokenizer_that_cannot_be_started_from(
     refused: Refused,
     spoilt: Callable[[str], Path],

@@ -157,16 +157,29 @@ def test_a_tokenizer_of_images_becomes_one_of_videos(
     images = with_training(config, size="minimal-image", num_frames=1)
     run_tokenizer(dataclasses.replace(images, output=str(tmp_path / "images")), accelerator)
     place = str(tmp_path / "images" / "tokenizer")
-    training = dataclasses.replace(config.training, inflate_from=place)
+    training = dataclasses.replace(config.training, start_from=place)
     start = create_tokenizer(training, 0)
     image, clip = load_tokenizer(place), torch.rand(1, 3, 1, 16, 16)
     with torch.no_grad():
         # 1e-5: the convolutions of three slices sum in another order.
         torch.testing.assert_close(start(clip), image(clip), atol=1e-5, rtol=1e-5)
-    record = run_tokenizer(with_training(config, inflate_from=place), accelerator)
+    record = run_tokenizer(with_training(config, start_from=place), accelerator)
     claim = json.loads((Path(config.output) / "run.json").read_text())
-    assert claim["config"]["training"]["inflate_from"] == hash_weights(image)
-    assert record["config"]["training"]["inflate_from"] == place
+    assert claim["config"]["training"]["start_from"] == hash_weights(image)
+    assert record["config"]["training"]["start_from"] == place
+
+
+def test_a_tokenizer_is_trained_on(
+    config: PretrainTokenizerConfig, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    run_tokenizer(config, accelerator)
+    place = str(Path(config.output) / "tokenizer")
+    start = create_tokenizer(dataclasses.replace(config.training, start_from=place), 1)
+    for name, value in load_tokenizer(place).state_dict().items():
+        assert torch.equal(start.state_dict()[name], value), name
+    more = with_training(config, start_from=place)
+    run_tokenizer(dataclasses.replace(more, output=str(tmp_path / "more")), accelerator)
+    assert hash_weights(load_tokenizer(tmp_path / "more" / "tokenizer")) != hash_weights(start)
 
 
 def test_videos_are_mixed_in_and_measured(
@@ -226,7 +239,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(
         ({"num_frames": 13}, "num_frames 13 of the tokenizer's training must not exceed"),
         ({"num_frames": 4}, r"num_frames of the tokenizer's training 4 must be 1 \+ 4 \* k: 1, 5"),
         ({"perceptual": "lpips"}, "network 'lpips' has an unknown form"),
-        ({"inflate_from": "no/such"}, "folder no/such has no config.json"),
+        ({"start_from": "no/such"}, "folder no/such has no config.json"),
         ({"optim": dataclasses.replace(OPTIM, accumulate=3)}, "batch_size 4 must be a multiple"),
     ],
 )

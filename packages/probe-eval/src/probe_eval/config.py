@@ -161,19 +161,20 @@ class TokenizerTrainingConfig:
     num_frames: int = 5
     """Frames of the stretches it is trained on: 1 + 4k, at most data.num_frames; 1 for images."""
     optim: OptimConfig = OptimConfig(
-        steps=2000,
-        batch_size=8,
-        peak_lr=3e-3,
-        warmup_steps=50,
+        steps=3000,
+        batch_size=2,
+        peak_lr=8e-4,
+        warmup_steps=100,
         weight_decay=0.0,
         beta2=0.99,
-        clip_norm=1.0,
+        clip_norm=0.5,
     )
     """Optimiser (MAGVIT-v2: batch 256, peak-lr 1e-4, beta1 0, beta2 0.99)."""
     weights: LossWeights = LossWeights()
     """Weights of the losses."""
-    ema_decay: float = 0.999
-    """Moving average of the weights, which is what is measured and kept; 0 for none."""
+    ema_decay: float = 0.99
+    """Moving average of the weights, which is what is measured and kept; 0 for none (MAGVIT-v2:
+    0.999)."""
     perceptual: str = ""
     """Perceptual network, as `file.py:name`, `package.module:name` or a TorchScript file; it
     takes reconstructed and original frames in [-1, 1]. Empty: that loss is off."""
@@ -185,8 +186,9 @@ class TokenizerTrainingConfig:
     """Width of the discriminator's first convolution (MAGVIT-v2: 128)."""
     discriminator_lr: float = 1e-4
     """Peak learning rate of the discriminator; the rest of its optimiser is as above."""
-    inflate_from: str = ""
-    """Folder of a tokenizer of images that a tokenizer of videos starts from."""
+    start_from: str = ""
+    """Folder of a tokenizer whose weights are the start: one of the same size, or one of images,
+    whose kernels go into the last slice of time."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass, to save memory."""
 
@@ -253,11 +255,11 @@ class PretrainTwinsConfig:
         optim=OptimConfig(
             steps=1000,
             batch_size=4,
-            peak_lr=5e-3,
-            warmup_steps=20,
+            peak_lr=8e-4,
+            warmup_steps=50,
             weight_decay=0.0,
             beta2=0.99,
-            clip_norm=1.0,
+            clip_norm=0.1,
         ),
         weights=LossWeights(reconstruction=1.0),
         ema_decay=0.0,

@@ -145,6 +145,7 @@ class CausalConv3d(nn.Module):
                 out = empty_channels_last(strip, shape)
             out[..., low:high, :] = strip
         chunk.keep(last)
+        assert out is not None  # there is at least one strip
         return out
 
     def pad(
@@ -268,7 +269,7 @@ class ResidualBlock(nn.Module):
         return x + h if torch.is_grad_enabled() else h.add_(x)
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Residual blocks one after the other.
 
     With `gradient_checkpointing` their activations are computed again in the backward pass instead

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from walt_tokenizer import geometry
 from walt_tokenizer.config import TokenizerConfig
@@ -31,7 +31,7 @@ from walt_tokenizer.streaming import (
 LAYOUT = torch.channels_last_3d
 
 
-class VideoTokenizer(nn.Module, PretrainedModel):
+class VideoTokenizer(PretrainedModel):
     """Encodes clips to latents and decodes them.
 
     The first frame has a latent of its own, so an image is a video of one frame; no latent

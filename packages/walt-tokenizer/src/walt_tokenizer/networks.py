@@ -25,7 +25,7 @@ def create_stage(in_channels: int, out_channels: int, config: TokenizerConfig) -
     """`num_res_blocks` residual blocks, the first of which changes the width."""
     widths = [in_channels] + [out_channels] * config.num_res_blocks
     return Stage(
-        *(ResidualBlock(a, b, config.norm_groups, config.kernel) for a, b in pairwise(widths))
+        ResidualBlock(a, b, config.norm_groups, config.kernel) for a, b in pairwise(widths)
     )
 
 

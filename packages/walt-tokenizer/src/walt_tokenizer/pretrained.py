@@ -14,7 +14,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from walt_tokenizer.config import TokenizerConfig
 
@@ -26,7 +26,9 @@ WEIGHTS_FILE = "model.safetensors"
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
-class PretrainedModel(ModelHubMixin, library_name="walt-tokenizer", tags=["video-tokenizer"]):
+class PretrainedModel(
+    nn.Module, ModelHubMixin, library_name="walt-tokenizer", tags=["video-tokenizer"]
+):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for a model made of one config."""
 
     config: TokenizerConfig

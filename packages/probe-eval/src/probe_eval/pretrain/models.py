@@ -50,23 +50,24 @@ def check_training(training: Training, data: DataConfig, accelerator: Accelerato
 
 
 def create_tokenizer(training: Training, seed: int) -> walt_tokenizer.VideoTokenizer:
-    """A new tokenizer, or one that starts as a tokenizer of images.
+    """A new tokenizer, or one that starts from another: of its own kind, or of images.
 
     Raises:
-        ValueError: if the tokenizer of images is damaged or does not fit.
+        ValueError: if that other is damaged or does not fit.
         FileNotFoundError: if there is none.
     """
     torch.manual_seed(seed)
     sizes = walt_tokenizer.TOKENIZERS[training.size]
-    if training.inflate_from:
-        return walt_tokenizer.inflate(load_tokenizer(training.inflate_from), sizes)
-    return walt_tokenizer.VideoTokenizer(sizes)
+    if not training.start_from:
+        return walt_tokenizer.VideoTokenizer(sizes)
+    start = load_tokenizer(training.start_from)
+    return start if start.config == sizes else walt_tokenizer.inflate(start, sizes)
 
 
 def identify(training: Training, identity: dict[str, Any]) -> None:
-    """Puts the weights of the tokenizer of images in the place of its folder."""
-    if training.inflate_from:
-        identity["inflate_from"] = hash_weights(load_tokenizer(training.inflate_from))
+    """Puts the weights that a tokenizer starts from in the place of their folder."""
+    if training.start_from:
+        identity["start_from"] = hash_weights(load_tokenizer(training.start_from))
 
 
 def discriminator_config(training: Training, data: DataConfig) -> DiscriminatorConfig:
