@@ -178,14 +178,15 @@ def reason(complaint: str) -> str:
 
 
 def start_logging(verbose: bool) -> None:
-    """Messages on rank 0: this program's, or with `verbose` those of all packages."""
+    """Messages on rank 0: this program's and the tokenizer's, or with `verbose` those of all."""
     logging.basicConfig(
         level=logging.INFO if verbose and is_main_process() else logging.WARNING,
         format="%(message)s",
         stream=sys.stderr,
     )
     if is_main_process():
-        logging.getLogger("probe_eval").setLevel(logging.INFO)
+        for name in ("probe_eval", "walt_tokenizer"):
+            logging.getLogger(name).setLevel(logging.INFO)
 
 
 def start() -> Any:

@@ -341,8 +341,9 @@ class VideoTokenizer(PretrainedModel):
         )
         if plan.frames and plan.frames < shape[0] - 1:
             return plan
-        # One chunk: rows may still be limited.
-        return dataclasses.replace(plan, frames=shape[0] - 1 if plan.rows else 0)
+        # One chunk, which may still be limited in rows.
+        limited = bool(plan.rows or plan.cache_device)
+        return dataclasses.replace(plan, frames=shape[0] - 1 if limited else 0)
 
     def chunk_frames(self, streaming: Streaming) -> int:
         """Frames of a chunk of a stream, where there is always a limit.

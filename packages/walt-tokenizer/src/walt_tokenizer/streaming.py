@@ -32,7 +32,8 @@ class Streaming:
     """
 
     frames: int = 0
-    """Frames in a chunk, a multiple of the time stride (the first chunk has one more); 0: all."""
+    """Frames in a chunk, a multiple of the time stride (the first chunk has one more); 0: all of a
+    clip, and 32 of a stream, whose length is not known."""
     rows: int = 0
     """Output rows that a convolution works on at a time; 0: all."""
     cache_device: str = ""
