@@ -158,6 +158,8 @@ def run_pytest(session: nox.Session, temporary: Path, tests: str) -> None:
         f"--rootdir={ROOT}",
         f"--junit-xml={REPORTS / name}.xml",
         *session.posargs,
+        # On tensors this small, threads mostly wait for each other.
+        env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
     )
 
 
