@@ -147,7 +147,7 @@ def prepare(session: nox.Session, free: Collection[str] = ()) -> Path:
     return temporary
 
 
-def run_pytest(session: nox.Session, temporary: Path, tests: str) -> None:
+def run_pytest(session: nox.Session, temporary: Path, tests: str, *options: str) -> None:
     """Run tests from a temporary directory, so that only what is installed can be imported."""
     name = "".join(c if c.isalnum() else "-" for c in session.name).strip("-")
     session.chdir(temporary)
@@ -157,6 +157,7 @@ def run_pytest(session: nox.Session, temporary: Path, tests: str) -> None:
         f"--config-file={ROOT / 'pyproject.toml'}",
         f"--rootdir={ROOT}",
         f"--junit-xml={REPORTS / name}.xml",
+        *options,
         *session.posargs,
         # On tensors this small, threads mostly wait for each other.
         env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
@@ -242,11 +243,13 @@ def unit(session: nox.Session, package: str, resolution: str) -> None:
     extras = [f"--extra={extra}" for extra in TESTED_EXTRAS.get(package, ())]
     siblings = map(wheel, LEAVES) if package == "probe-eval" else ()
     # The floors are those of the pyproject.toml: for a wheel, uv would lower none of them.
-    options = ["--resolution", resolution, "-r", pyproject, *extras, "--group", f"{pyproject}:test"]
-    session.install(*options, *siblings)
+    wanted = ["--resolution", resolution, "-r", pyproject, *extras, "--group", f"{pyproject}:test"]
+    session.install(*wanted, *siblings)
     session.install("--no-deps", wheel(package))
     session.run("uv", "pip", "check")
-    run_pytest(session, temporary, f"packages/{package}/tests")
+    # What takes long depends on our code more than on a dependency's age: once is enough.
+    options = ["-m", "not slow"] if resolution == "lowest-direct" else []
+    run_pytest(session, temporary, f"packages/{package}/tests", *options)
 
 
 @nox.session(requires=["build"])

@@ -20,6 +20,7 @@ from walt_tokenizer import Streaming, TokenizerConfig, VideoTokenizer
 from walt_tokenizer.ops import conv
 
 NUM_DRAWS = 40
+pytestmark = pytest.mark.slow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -252,14 +252,15 @@ class PretrainTwinsConfig:
     data: DataConfig = DataConfig()
     """Which clips."""
     tokenizer: TokenizerTrainingConfig = TokenizerTrainingConfig(
+        size="tiny-norm",
         optim=OptimConfig(
             steps=1000,
             batch_size=4,
-            peak_lr=8e-4,
-            warmup_steps=50,
+            peak_lr=5e-3,
+            warmup_steps=20,
             weight_decay=0.0,
             beta2=0.99,
-            clip_norm=0.1,
+            clip_norm=1.0,
         ),
         weights=LossWeights(reconstruction=1.0),
         ema_decay=0.0,

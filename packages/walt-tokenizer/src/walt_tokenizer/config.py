@@ -122,6 +122,9 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "tiny": TokenizerConfig(
         base_channels=8, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=0
     ),
+    "tiny-norm": TokenizerConfig(
+        base_channels=8, channel_multipliers=(1, 2, 4, 8), num_res_blocks=1, norm_groups=4
+    ),
     "tiny-image": TokenizerConfig(
         base_channels=8,
         channel_multipliers=(1, 2, 4, 8),
@@ -136,6 +139,7 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
 `magvit2-128` is WALT's tokenizer (MAGVIT-v2's network with 8 continuous channels), `magvit2-64` a
 smaller one; `magvit2-128-lfq` has MAGVIT-v2's own look-up-free quantiser with 2^18 codes;
 `magvit2-128-image` is its 2D twin, from which `inflate` starts a video tokenizer; `tiny` and its
-twin `tiny-image` train on a CPU in minutes. They have no norms: in a frame's few channels GroupNorm
-loses its colours and contrast, and learning takes ten times as long (see docs/training-tiny.md).
+twin `tiny-image` train on a CPU. They have no norms: in a frame's few channels GroupNorm loses its
+colours and contrast (see docs/training-tiny.md). `tiny-norm` has them and bears a higher learning
+rate, which is better for the first thousand steps of a training from nothing.
 """
