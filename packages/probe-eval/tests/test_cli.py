@@ -95,7 +95,7 @@ def test_a_wrong_name_is_told_in_one_line(
         ("pretrain twins --tokenizer.optim.steps 1", "warmup_steps"),
         ("pretrain tokenizer --training.optim.beta1 1", "beta1 1.0 must be 0 or more and below 1"),
         ("pretrain tokenizer --training.ema-decay 1", "ema_decay 1.0 must be 0"),
-        ("pretrain tokenizer --training.gan-start-step 2001", "gan_start_step 2001 must be 0 to"),
+        ("pretrain tokenizer --training.gan-start-step 9999", "gan_start_step 9999 must be 0 to"),
         ("pretrain tokenizer --training.discriminator-lr 0", "discriminator_lr 0.0 must be"),
         ("pretrain tokenizer --training.weights.r1 -1", "weight r1 -1.0 must not be negative"),
         ("pretrain tokenizer --videos-share 1", "videos_share 1.0 must be above 0 and below 1"),
