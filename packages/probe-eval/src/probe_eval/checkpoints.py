@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from probe_eval.runs import read_json, write_json, write_text
+from probe_eval.runs import read_json, write_json, write_tensors, write_text
 
 logger = logging.getLogger(__name__)
 KEPT_CHECKPOINTS = 2
@@ -52,7 +52,7 @@ def save(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if tensors:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, partial / TENSORS_FILE)
+            write_tensors(partial / TENSORS_FILE, tensors)
         write_json(partial / PROGRESS_FILE, {"step": step, **progress})
         write_text(partial / MANIFEST_FILE, manifest_text(describe(partial)))
         shutil.rmtree(final, ignore_errors=True)  # there only when it was unreadable

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
@@ -162,7 +161,7 @@ def run_probe(
     value = evaluate(readout, task, FeatureSamples(tables["validation"], task), config, accelerator)
     record = make_record(config, accelerator, task, backbone, readout, splits, value, losses)
     if accelerator.is_main_process:
-        save_readout(readout, folder / READOUT_FILE)
+        runs.write_tensors(folder / READOUT_FILE, readout.state_dict())
         runs.write_json(folder / "losses.json", losses)
         records.write_record(folder / RECORD_FILE, record)
     finish(accelerator, folder)
@@ -194,16 +193,6 @@ def evaluate(
     for part in gather_items(accelerator, [state]):
         merged = merged.merge(part)
     return merged
-
-
-def save_readout(readout: nn.Module, path: Path) -> None:
-    """Writes the readout's weights so that the file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({k: v.contiguous() for k, v in readout.state_dict().items()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_record(

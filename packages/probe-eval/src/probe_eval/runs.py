@@ -1,9 +1,14 @@
 """Results folders: claimed by one configuration, written atomically, resumed."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RUN_FILE = "run.json"
 
@@ -15,10 +20,30 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes text so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path, f"{os.getpid()}.partial") as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Writes tensors as safetensors so that the file is there whole or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as partial:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, ending: str = "partial") -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place if the block ends without an error.
+
+    Args:
+        path: what is to be there whole or not at all; its folder is made where it lacks.
+        ending: of the name beside it, which a later attempt overwrites.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{ending}")
+    try:
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ class PooledSums:
                 )
         return type(self)({**self.sums, **other.sums})
 
-    def mean(self) -> float:
+    def compute(self) -> float:
         """Mean over the terms of all samples, summed in the order of their ids.
 
         Raises:
@@ -102,14 +102,14 @@ class PsnrState(PooledSums):
         Raises:
             ValueError: if there are no samples.
         """
-        error = self.mean()
+        error = super().compute()
         if error == 0:
             return PSNR_LIMIT
         return min(PSNR_LIMIT, 10 * math.log10(DATA_RANGE**2 / error))
 
 
 class SsimState(PooledSums):
-    """Structural similarities of frames."""
+    """Structural similarities of frames; computes their mean, at most 1."""
 
     @classmethod
     def measure(
@@ -122,17 +122,9 @@ class SsimState(PooledSums):
         values = ssim(pred, target).double()
         return cls.of(sample_ids, reduce(values, "b T -> b", "sum").tolist(), values.shape[1])
 
-    def compute(self) -> float:
-        """Mean over all frames of all clips, at most 1.
-
-        Raises:
-            ValueError: if there are no samples.
-        """
-        return self.mean()
-
 
 class LpipsState(PooledSums):
-    """Distances of frames by a network that the user brings."""
+    """Distances of frames by a network that the user brings; computes their mean."""
 
     @classmethod
     def measure(
@@ -146,14 +138,6 @@ class LpipsState(PooledSums):
         """The state of a batch; see `lpips`."""
         values = lpips(pred, target, network=network).double()
         return cls.of(sample_ids, reduce(values, "b T -> b", "sum").tolist(), values.shape[1])
-
-    def compute(self) -> float:
-        """Mean over all frames of all clips.
-
-        Raises:
-            ValueError: if there are no samples.
-        """
-        return self.mean()
 
 
 def psnr(pred: Float[Tensor, "b 3 T H W"], target: Float[Tensor, "b 3 T H W"]) -> float:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch.utils.data import ConcatDataset, Dataset
 
 import walt_tokenizer
@@ -113,7 +112,7 @@ def run_tokenizer(config: PretrainTokenizerConfig, accelerator: Accelerator) -> 
         write_csv(merge_rows(history.losses, history.evaluations), folder / "curve.csv")
         draw_curves(history.losses, history.evaluations, folder / "curve.png")
         if objective.discriminator is not None:
-            save_discriminator(objective.discriminator, folder / DISCRIMINATOR_FILE)
+            runs.write_tensors(folder / DISCRIMINATOR_FILE, objective.discriminator.state_dict())
         objective.result.save_pretrained(folder / TOKENIZER_FOLDER)
         runs.write_json(folder / RECORD_FILE, record)
     finish(accelerator, folder)
@@ -240,16 +239,6 @@ def measure_statistics(
         load_clips(dataset, range(start, min(start + size, number))).to(accelerator.device)
         for start in range(0, number, size)
     )
-
-
-def save_discriminator(discriminator: Discriminator, path: Path) -> None:
-    """Writes the discriminator's weights so that the file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({k: v.contiguous() for k, v in discriminator.state_dict().items()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_record(

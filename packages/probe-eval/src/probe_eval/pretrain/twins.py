@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -319,12 +319,7 @@ def encode_clips(
         "images": torch.cat([images for _, _, images in parts]).contiguous(),
     }
     if accelerator.is_main_process:
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(latents, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        runs.write_tensors(path, latents)
     return latents
 
 

@@ -11,6 +11,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from probe_eval.runs import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -20,13 +22,8 @@ LABELS = {"i-walt": "I-WALT", "v-walt": "V-WALT", "tokenizer": "tokenizer"}
 
 def save(figure: "Figure", path: Path) -> None:
     """Writes a figure so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def new_figure(width: float, height: float) -> "Figure":

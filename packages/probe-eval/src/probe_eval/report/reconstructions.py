@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from probe_eval.report.video import VideoWriter
+from probe_eval.runs import replacing
 
 GAP = 4  # pixels between original and reconstruction
 GAP_LEVEL = 128  # grey, which differs from both black bars and white walls
@@ -99,10 +100,5 @@ def write_png(picture: UInt8[Tensor, "3 H W"], path: Path) -> None:
     """Writes a picture, pixel by pixel, so that the file is there whole or not at all."""
     from matplotlib.image import imsave
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         imsave(partial, rearrange(picture.cpu(), "c H W -> H W c").numpy(), format="png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
