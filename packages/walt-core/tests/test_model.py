@@ -1,275 +1,266 @@
-"""The denoiser as a whole: what sees what, features, and training."""
+"""The denoiser as a whole: what sees what, how it starts, and which grids it takes."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from walt_core import WALT_SIZES, Walt, WaltConfig, sample_noise, v_prediction_loss
+from walt_core import WALT_SIZES, Conditions, Walt, WaltConfig
 
-CONFIG = WaltConfig(
-    width=32,
-    depth=4,
-    num_heads=4,
-    latent_channels=4,
-    latent_size=(5, 4, 4),
-    spatial_window=(1, 4, 4),
-    spatiotemporal_window=(5, 2, 2),
-)
-IDS = ["a", "b"]
-
-
-def build(**fields: Any) -> Walt:
-    """A model in which every parameter is random, also those that start at zero."""
-    torch.manual_seed(0)
-    model = Walt(dataclasses.replace(CONFIG, **fields))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
+Random = Callable[..., Tensor]
+Build = Callable[..., Walt]
+TIMESTEP = torch.tensor([300, 10])
+# Double precision, in another order or blocked in another way.
+CLOSE = {"atol": 1e-10, "rtol": 1e-10}
 
 
 @pytest.fixture(scope="module")
-def video() -> Walt:
-    return build()
+def video(build: Build, small: WaltConfig) -> Walt:
+    return build(small).double()
 
 
 @pytest.fixture(scope="module")
-def image() -> Walt:
-    return build(windows="spatial")
+def image(build: Build, small: WaltConfig) -> Walt:
+    return build(dataclasses.replace(small, windows="spatial")).double()
 
 
-def random_latents(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+# --- What sees what ------------------------------------------------------------------------------
 
 
-def ask(model: Walt, latents: Tensor, blocks: Sequence[int], **fields: Any) -> dict[int, Tensor]:
-    fields = {"timestep": 200, "seed": 0, "sample_ids": IDS} | fields
-    return model.features(latents, blocks=blocks, **fields)
-
-
-@contextmanager
-def watched(model: Walt) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect input and output of every block that runs, by hooks."""
-    calls: list[tuple[Tensor, Tensor]] = []
-
-    def watch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((args[0], output))
-
-    handles = [block.register_forward_hook(watch) for block in model.blocks]
-    yield calls
-    for handle in handles:
-        handle.remove()
-
-
-def frames_seen(model: Walt) -> Tensor:
+@torch.no_grad()
+def frames_seen(model: Walt, latents: Tensor, conditions: Conditions, estimate: Tensor) -> Tensor:
     """Which output frames (rows) change, to the bit, with which input frames (columns)."""
-    latents = random_latents(1, 4, 5, 4, 4)
-    timestep = torch.tensor([300])
-    with torch.inference_mode():
-        output = model(latents, timestep)
-        columns = []
-        for frame in range(5):
-            changed = latents.clone()
-            changed[:, :, frame] = random_latents(1, 4, 4, 4, seed=1)
-            columns.append((model(changed, timestep) != output).any(dim=4).any(dim=3)[0].any(0))
-    return torch.stack(columns, dim=1)
+    output = model(latents, TIMESTEP, conditions, estimate)
+    columns = []
+    for frame in range(5):
+        changed = latents.clone()
+        changed[:, :, frame] += 1
+        found = model(changed, TIMESTEP, conditions, estimate)
+        columns.append((found != output).any(dim=4).any(dim=3).any(dim=1))
+    # The same for both samples.
+    seen = torch.stack(columns, dim=2)
+    assert torch.equal(seen[0], seen[1])
+    return seen[0]
 
 
-def test_image_twin_never_mixes_frames(image: Walt) -> None:
-    assert torch.equal(frames_seen(image), torch.eye(5, dtype=torch.bool))
+def test_image_twin_never_mixes_frames(
+    image: Walt, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    """Also where it is told of text, class, past frames and an estimate."""
+    assert torch.equal(frames_seen(image, latents, *told), torch.eye(5, dtype=torch.bool))
 
 
-def test_video_model_mixes_all_frames(video: Walt) -> None:
-    assert frames_seen(video).all()
+def test_video_model_mixes_all_frames(
+    video: Walt, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    assert frames_seen(video, latents, *told).all()
 
 
-def test_image_twin_treats_frames_as_images_but_for_their_time_slot(image: Walt) -> None:
-    model = build(windows="spatial")
+def test_text_attention_of_the_video_model_mixes_no_frames(
+    video: Walt, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    """Without self-attention in time nothing does, for the text's window is spatial everywhere."""
+    model = Walt(video.config).double()
+    model.load_state_dict(video.state_dict())
+    with torch.no_grad():
+        for block in model.blocks[1::2]:
+            nn.init.zeros_(block.attention.proj.weight)
+    assert torch.equal(frames_seen(model, latents, *told), torch.eye(5, dtype=torch.bool))
+
+
+def test_image_twin_treats_frames_as_images_but_for_their_time_slot(
+    build: Build, small: WaltConfig, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    model = build(dataclasses.replace(small, windows="spatial")).double()
+    conditions = told[0].without_past()
     with torch.no_grad():
         model.positions.time.copy_(model.positions.time[:1].expand(5, -1))
-    latents = random_latents(2, 4, 5, 4, 4)
-    timestep = torch.tensor([0, 700])
-    with torch.inference_mode():
-        output = model(latents, timestep)
-        frames = [model(latents[:, :, t : t + 1], timestep) for t in range(5)]
-    # 1e-5: other batch sizes may be blocked in another way.
-    torch.testing.assert_close(torch.cat(frames, dim=2), output, atol=1e-5, rtol=1e-5)
+        output = model(latents, TIMESTEP, conditions)
+        for frame in range(5):
+            one = slice(frame, frame + 1)
+            alone = model(latents[:, :, one], TIMESTEP, conditions)
+            torch.testing.assert_close(alone, output[:, :, one], **CLOSE)
 
 
-def test_image_in_the_video_model_attends_in_spatial_layers_alone() -> None:
-    """Without the spatial layers' attention, no place of an image sees another."""
-    model = build()
+def test_samples_of_a_batch_do_not_meet(
+    video: Walt, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    conditions, estimate = told
+    with torch.no_grad():
+        together = video(latents, TIMESTEP, conditions, estimate)
+        for row in range(2):
+            one = slice(row, row + 1)
+            values = {
+                field.name: getattr(conditions, field.name)[one]
+                for field in dataclasses.fields(conditions)
+            }
+            alone = video(latents[one], TIMESTEP[one], Conditions(**values), estimate[one])
+            torch.testing.assert_close(alone, together[one], **CLOSE)
+
+
+def test_image_in_the_video_model_attends_in_spatial_layers_alone(
+    video: Walt, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    """Without the spatial layers' attention and that to text, no place of it sees another."""
+    model = Walt(dataclasses.replace(video.config, text_width=0)).double()
+    model.load_state_dict(video.state_dict(), strict=False)
     with torch.no_grad():
         for block in model.blocks[::2]:
             nn.init.zeros_(block.attention.proj.weight)
-    latents = random_latents(1, 4, 1, 4, 4)
-    changed = latents.clone()
+    frame = latents[:, :, :1]
+    changed = frame.clone()
     changed[..., 1, 2] += 1
-    with torch.inference_mode():
-        timestep = torch.tensor([300])
-        differs = (model(changed, timestep) != model(latents, timestep)).any(dim=1)[0, 0]
-        expected = torch.zeros(4, 4, dtype=torch.bool)
-        expected[1, 2] = True
-        assert torch.equal(differs, expected)
-        assert model(latents, timestep).shape == latents.shape
+    with torch.no_grad():
+        differs = (model(changed, TIMESTEP) != model(frame, TIMESTEP)).any(dim=1)
+    expected = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    expected[..., 1, 2] = True
+    assert torch.equal(differs, expected)
 
 
-@pytest.mark.parametrize("windows", ["spatiotemporal", "spatial"])
-def test_implementations_agree_in_the_whole_model(windows: str) -> None:
-    latents, timestep = random_latents(2, 4, 5, 4, 4), torch.tensor([10, 900])
-    outputs = [
-        build(windows=windows, attention=name)(latents, timestep) for name in ("math", "sdpa")
-    ]
-    # 1e-5: sums in another order.
-    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)
+# --- How it starts -------------------------------------------------------------------------------
 
 
-def test_a_new_model_predicts_zero() -> None:
+@pytest.mark.parametrize("position_bias", ["joint", "axial"])
+def test_blocks_of_a_new_model_are_the_identity(
+    small: WaltConfig, latents: Tensor, told: tuple[Conditions, Tensor], position_bias: Any
+) -> None:
+    """Gates start at zero, whatever it is told, and so does the output."""
     torch.manual_seed(0)
-    latents = random_latents(1, 4, 5, 4, 4)
-    assert not Walt(CONFIG)(latents, torch.tensor([500])).any()
+    model = Walt(dataclasses.replace(small, position_bias=position_bias)).double()
+    streams: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, args, out: streams.extend([args[0], out]))
+    with torch.no_grad():
+        output = model(latents, TIMESTEP, *told)
+    assert all(torch.equal(stream, streams[0]) for stream in streams[1:])
+    assert not output.any()
+    for name, table in model.named_parameters():
+        if "attention.bias.table" in name:
+            assert not table.any()
 
 
-@pytest.mark.parametrize("name", WALT_SIZES)
-def test_named_sizes_run(name: str) -> None:
-    config = WALT_SIZES[name]
-    model = Walt(config)
-    latents = random_latents(1, config.latent_channels, *config.latent_size)
-    assert model(latents, torch.tensor([0])).shape == latents.shape
-
-
-@pytest.mark.parametrize("grid", [(5, 8, 4), (10, 4, 8), (1, 8, 8)])
-def test_any_grid_that_the_windows_divide(video: Walt, grid: tuple[int, int, int]) -> None:
-    latents = random_latents(1, 4, *grid)
-    assert video(latents, torch.tensor([300])).shape == latents.shape
-
-
-@pytest.mark.parametrize("grid", [(3, 4, 4), (5, 6, 4), (1, 4, 6)])
-def test_grids_that_the_windows_do_not_divide(video: Walt, grid: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"window .* must divide the latent grid \(t, h, w\)="):
-        video(random_latents(1, 4, *grid), torch.tensor([300]))
-
-
-def test_wrong_latent_channels(video: Walt) -> None:
-    with pytest.raises(ValueError, match="latents have 8 channels, expected 4"):
-        video(random_latents(1, 8, 5, 4, 4), torch.tensor([300]))
-
-
-def test_features_are_the_residual_stream(video: Walt) -> None:
-    latents = random_latents(2, 4, 5, 4, 4)
-    features = ask(video, latents, range(5))
-    noise = sample_noise((4, 5, 4, 4), IDS, seed=0, timestep=200)
-    level = video.schedule.level(200)
-    noisy = level["alpha"] * latents + level["sigma"] * noise
-    with torch.inference_mode(), watched(video) as calls:
-        video(noisy, torch.tensor([200, 200]))
-        embedded = video.patch_embed(noisy.movedim(1, -1)) + video.positions((5, 4, 4))
-    assert sorted(features) == [0, 1, 2, 3, 4]
-    # 1e-5: noise is added in another order here.
-    torch.testing.assert_close(features[0], embedded, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(features[0], calls[0][0], atol=1e-5, rtol=1e-5)
-    for block in range(1, 5):
-        torch.testing.assert_close(features[block], calls[block - 1][1], atol=1e-5, rtol=1e-5)
-        assert features[block].shape == (2, 5, 4, 4, 32)
-
-
-@pytest.mark.parametrize("blocks", [[0], [1], [3, 1], [0, 2], [4]])
-def test_features_cost_one_pass_to_the_deepest_block(video: Walt, blocks: list[int]) -> None:
-    with watched(video) as calls:
-        features = ask(video, random_latents(2, 4, 5, 4, 4), blocks)
-    assert len(calls) == max(blocks)
-    assert sorted(features) == sorted(blocks)
-
-
-def test_features_do_not_depend_on_the_blocks_asked_for(video: Walt) -> None:
-    latents = random_latents(2, 4, 5, 4, 4)
-    assert torch.equal(ask(video, latents, [2])[2], ask(video, latents, [4, 2, 0])[2])
-
-
-def test_features_are_the_same_in_any_batch_and_order(video: Walt) -> None:
-    latents, ids = random_latents(3, 4, 5, 4, 4), ["x", "y", "z"]
-    together = ask(video, latents, [3], sample_ids=ids)[3]
-    swapped = ask(video, latents[[2, 0, 1]], [3], sample_ids=["z", "x", "y"])[3]
-    alone = ask(video, latents[1:2], [3], sample_ids=["y"])[3]
-    # 1e-5: other batches may be blocked in another way.
-    torch.testing.assert_close(swapped, together[[2, 0, 1]], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(alone, together[1:2], atol=1e-5, rtol=1e-5)
-
-
-def test_features_repeat_exactly_and_follow_seed_and_timestep(video: Walt) -> None:
-    latents = random_latents(2, 4, 5, 4, 4)
-    features = ask(video, latents, [2])[2]
-    torch.manual_seed(99)
-    assert torch.equal(ask(video, latents, [2])[2], features)
-    for other in ({"seed": 1}, {"timestep": 201}, {"sample_ids": ["a", "c"]}):
-        assert not torch.equal(ask(video, latents, [2], **other)[2], features)
-
-
-def test_features_of_an_image(video: Walt) -> None:
-    assert ask(video, random_latents(2, 4, 1, 4, 4), [4])[4].shape == (2, 1, 4, 4, 32)
-
-
-def test_readouts_can_be_trained_on_features(video: Walt) -> None:
-    features = ask(video, random_latents(2, 4, 5, 4, 4), [0, 2])
-    readout = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 3))
-    for block in (0, 2):
-        assert not features[block].requires_grad
-        readout(features[block]).sum().backward()
-    assert all(parameter.grad is not None for parameter in readout.parameters())
-    assert all(parameter.grad is None for parameter in video.parameters())
-
-
-@pytest.mark.parametrize("blocks", [[-1], [5], [2, 9], []])
-def test_blocks_out_of_range(video: Walt, blocks: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"must name blocks 0 to 4"):
-        ask(video, random_latents(2, 4, 5, 4, 4), blocks)
-
-
-@pytest.mark.parametrize("timestep", [-1, 1000])
-def test_timesteps_out_of_range(video: Walt, timestep: int) -> None:
-    with pytest.raises(ValueError, match=f"timestep {timestep} must be 0 .* to 999"):
-        ask(video, random_latents(2, 4, 5, 4, 4), [1], timestep=timestep)
-
-
-def test_one_id_per_sample(video: Walt) -> None:
-    with pytest.raises(ValueError, match="2 sample ids for 3 samples"):
-        ask(video, random_latents(3, 4, 5, 4, 4), [1])
-
-
-def test_latents_that_are_not_finite(video: Walt) -> None:
-    latents = random_latents(2, 4, 5, 4, 4)
-    latents[1, 3, 4, 3, 3] = float("nan")
-    with pytest.raises(ValueError, match="latents hold NaN or infinite"):
-        ask(video, latents, [1])
-
-
-def test_every_parameter_gets_a_gradient() -> None:
-    model = build()
-    latents, noise = random_latents(2, 4, 5, 4, 4), random_latents(2, 4, 5, 4, 4, seed=1)
-    v_prediction_loss(model, model.schedule, latents, torch.tensor([9, 500]), noise).backward()
-    for name, parameter in model.named_parameters():
+def test_every_parameter_but_the_null_ones_gets_a_gradient(
+    video: Walt, latents: Tensor, told: tuple[Conditions, Tensor]
+) -> None:
+    video.zero_grad()
+    video(latents, TIMESTEP, *told).square().mean().backward()
+    for name, parameter in video.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+    video.zero_grad()
 
 
-@pytest.mark.parametrize("windows", ["spatiotemporal", "spatial"])
-def test_overfits_one_batch(windows: str) -> None:
+def test_a_new_model_learns_from_its_first_step(small: WaltConfig, latents: Tensor) -> None:
+    """What starts at zero gets a gradient as soon as the output layer is not zero."""
     torch.manual_seed(0)
-    model = Walt(dataclasses.replace(CONFIG, windows=windows))
-    latents, noise = random_latents(2, 4, 5, 4, 4), random_latents(2, 4, 5, 4, 4, seed=1)
-    timestep = torch.tensor([200, 600])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    losses = []
-    for _ in range(40):
-        loss = v_prediction_loss(model, model.schedule, latents, timestep, noise)
+    model = Walt(small).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(4):
+        loss = (model(latents, TIMESTEP) - latents).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    frozen = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+    # What reads null conditions: text, and the low-rank path one step later than its other half.
+    assert frozen == {"text.weight"}
+
+
+def test_positions_and_classes_start_small_and_different(small: WaltConfig) -> None:
+    model = Walt(dataclasses.replace(small, width=64))
+    assert model.classes is not None
+    for table in (model.positions.space, model.positions.time, model.classes.weight):
+        # 192 values or more: 4 standard errors of the deviation.
+        assert 0.016 < table.std().item() < 0.024
+
+
+# --- Buffers and grids ---------------------------------------------------------------------------
+
+
+def test_statistics_of_the_latents_travel_with_the_weights(small: WaltConfig) -> None:
+    model, other = Walt(small), Walt(small)
+    assert torch.equal(model.latent_mean, torch.zeros(4))
+    assert torch.equal(model.latent_std, torch.ones(4))
+    model.latent_mean.copy_(torch.arange(4.0))
+    model.latent_std.fill_(2.0)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.latent_mean, torch.arange(4.0))
+    assert torch.equal(other.latent_std, torch.full((4,), 2.0))
+    assert {"latent_mean", "latent_std"}.isdisjoint(n for n, _ in model.named_parameters())
+
+
+def test_statistics_of_the_latents_are_a_record(video: Walt, latents: Tensor) -> None:
+    """The model reads latents that are normalised already."""
+    with torch.no_grad():
+        expected = video(latents, TIMESTEP)
+        mean = video.latent_mean.clone()
+        video.latent_mean.add_(1.0)
+        assert torch.equal(video(latents, TIMESTEP), expected)
+        video.latent_mean.copy_(mean)
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_sizes_for_a_cpu_run(name: str) -> None:
+    config = WALT_SIZES[name]
+    latents = torch.zeros(1, config.latent_channels, *config.latent_size)
+    assert Walt(config)(latents, torch.tensor([0])).shape == latents.shape
+
+
+@pytest.mark.parametrize("name", WALT_SIZES)
+def test_named_sizes_fit_their_shapes(name: str) -> None:
+    """On the meta device: two layers of each, with an image beside the clip."""
+    config = dataclasses.replace(WALT_SIZES[name], depth=2, attention="math")
+    with torch.device("meta"):
+        model = Walt(config)
+    for frames in (config.latent_size[0], 1):
+        x = torch.zeros(1, frames, *config.latent_size[1:], config.width, device="meta")
+        condition = torch.zeros(1, config.width, device="meta")
+        *_, out = model.stream(x, condition, Conditions(), 2)
+        assert out.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "grid",
+    # Larger, smaller than a window on one axis or all, one frame, one place.
+    [(5, 8, 4), (10, 4, 8), (1, 8, 8), (3, 4, 4), (5, 2, 4), (2, 1, 1), (1, 1, 1)],
+)
+@pytest.mark.parametrize("position_bias", ["joint", "axial"])
+def test_grids_that_windows_divide_or_are_cut_to(
+    build: Build,
+    small: WaltConfig,
+    random: Random,
+    grid: tuple[int, int, int],
+    position_bias: Any,
+) -> None:
+    model = build(dataclasses.replace(small, position_bias=position_bias)).double()
+    output = model(random(2, 4, *grid), TIMESTEP)
+    assert output.shape == (2, 4, *grid)
+    assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("grid", [(7, 4, 4), (5, 6, 4), (1, 4, 6)])
+def test_grids_that_the_windows_do_not_divide(
+    video: Walt, random: Random, grid: tuple[int, int, int]
+) -> None:
+    with pytest.raises(ValueError, match=r"window .* must divide the latent grid \(t, h, w\)="):
+        video(random(2, 4, *grid), TIMESTEP)
+
+
+def test_wrong_latent_channels(video: Walt, random: Random) -> None:
+    with pytest.raises(ValueError, match="latents have 8 channels, expected 4"):
+        video(random(2, 8, 5, 4, 4), TIMESTEP)
+
+
+def test_latents_of_another_type(video: Walt, latents: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"float32 but the weights are torch.float64; convert"):
+        video(latents.float(), TIMESTEP)
+
+
+@pytest.mark.parametrize("timestep", [-1, 1000])
+def test_timesteps_out_of_range(video: Walt, latents: Tensor, timestep: int) -> None:
+    with pytest.raises(ValueError, match=f"timestep {timestep} must be 0"):
+        video(latents, torch.tensor([0, timestep]))

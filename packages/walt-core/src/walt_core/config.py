@@ -5,7 +5,9 @@ from typing import Any, Literal, get_args
 
 Windows = Literal["spatiotemporal", "spatial"]
 """Which windows even layers attend in: `spatiotemporal` is V-WALT, `spatial` I-WALT."""
-AttentionImpl = Literal["auto", "math", "sdpa"]
+AttentionImpl = Literal["auto", "math", "sdpa", "flash"]
+PositionBias = Literal["joint", "axial"]
+"""Form of the relative position bias: one table of all offsets (t, h, w), or one for each axis."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +41,19 @@ class WaltConfig:
     """`spatiotemporal` is V-WALT; `spatial` is I-WALT, in which every layer attends in space."""
     adaln_rank: int = 2
     """Rank of each layer's own part of the modulation (AdaLN-LoRA)."""
+    position_bias: PositionBias = "joint"
+    """`joint` is that of the published counts; `axial` can be had from kernels without a bias."""
+    num_classes: int = 0
+    """Classes that can be asked for; the null class is one more. 0: no class conditioning."""
+    text_width: int = 0
+    """Channels of the text encoder's states; 0: no text, and no cross-attention."""
+    self_conditioning: bool = False
+    """Whether the model reads an estimate of the clean latents."""
+    frame_conditioning: bool = False
+    """Whether the model reads the first, clean latent frames."""
     attention: AttentionImpl = "auto"
-    """Attention implementation; `auto` chooses at construction and logs its choice."""
+    """Attention implementation; `auto` chooses at construction and logs its choice. With `flash`,
+    text of which some tokens do not count goes through `sdpa`, which takes a mask."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "num_heads", "mlp_ratio", "latent_channels", "adaln_rank"):
@@ -52,10 +65,18 @@ class WaltConfig:
             raise ValueError(
                 f"windows {self.windows!r} must be 'spatiotemporal' (V-WALT) or 'spatial' (I-WALT)"
             )
-        if self.attention not in get_args(AttentionImpl):
+        for name, kind in (("attention", AttentionImpl), ("position_bias", PositionBias)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} must be one of {', '.join(get_args(kind))}"
+                )
+        for name in ("num_classes", "text_width"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be 0 (none) or more")
+        if self.attention == "flash" and self.position_bias == "joint":
             raise ValueError(
-                f"attention {self.attention!r} must be {', '.join(get_args(AttentionImpl))}; "
-                "the relative position bias needs a kernel that takes one"
+                "attention 'flash' takes no additive bias, which position_bias 'joint' needs; use "
+                "'sdpa' or 'math', or position_bias 'axial'"
             )
         if self.spatial_window[0] != 1:
             raise ValueError(f"spatial_window {self.spatial_window} must span 1 latent frame")
@@ -65,6 +86,12 @@ class WaltConfig:
                 raise ValueError(
                     f"{name} {window} must divide the latent grid (t, h, w)={self.latent_size}"
                 )
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the patch embedding reads: latents, estimate, past latents and mask."""
+        c = self.latent_channels
+        return c + c * self.self_conditioning + (c + 1) * self.frame_conditioning
 
     def window(self, layer: int) -> tuple[int, int, int]:
         """Attention window of a layer, counted from 1: space first, then alternating."""
@@ -91,14 +118,33 @@ class WaltConfig:
         return cls(**fields)
 
 
+NANO = WaltConfig(
+    width=128,
+    depth=6,
+    num_heads=4,
+    latent_size=(5, 4, 4),
+    spatial_window=(1, 4, 4),
+    spatiotemporal_window=(5, 4, 4),
+)
+BASE = WaltConfig(
+    width=1024, depth=16, text_width=4096, self_conditioning=True, frame_conditioning=True
+)
+LARGE = WaltConfig(width=1024, depth=24, num_classes=101, self_conditioning=True)
 WALT_SIZES: dict[str, WaltConfig] = {
-    "tiny": WaltConfig(
-        width=128,
-        depth=6,
-        num_heads=4,
-        latent_size=(5, 4, 4),
-        spatial_window=(1, 4, 4),
-        spatiotemporal_window=(5, 4, 4),
+    "nano": NANO,
+    "tiny": dataclasses.replace(
+        NANO, width=192, num_heads=6, self_conditioning=True, frame_conditioning=True
     ),
+    "284m": BASE,
+    "724m": dataclasses.replace(BASE, width=1408, depth=22),
+    "1.9b": dataclasses.replace(BASE, width=2048, depth=28),
+    "l": LARGE,
+    "xl": dataclasses.replace(LARGE, width=1152, depth=28),
 }
-"""Named sizes. `tiny` trains on a CPU in minutes, on clips of 17 x 32 x 32 pixels."""
+"""Named sizes.
+
+`284m`, `724m` and `1.9b` are those of From Image to Video, with T5 v1.1 XXL text; `l` and `xl` are
+the WALT paper's (Table 1), for the 101 classes of UCF-101. Only the width of `284m` and the depth
+and width of `l` and `xl` are published, the rest follows from the published counts. `nano` and
+`tiny` train on a CPU in minutes, on clips of 17 x 32 x 32 pixels.
+"""

@@ -1,18 +1,18 @@
-"""Noise schedule, targets and the training loss.
+"""Noise schedule, targets and noise.
 
 Axes: b batch, c latent channels, t h w latent grid. `gamma` is the fraction of signal variance.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+NUM_TIMESTEPS = 1000
 
 
 class NoiseSchedule(nn.Module):
@@ -28,7 +28,7 @@ class NoiseSchedule(nn.Module):
 
     gamma: Tensor
 
-    def __init__(self, num_timesteps: int = 1000) -> None:
+    def __init__(self, num_timesteps: int = NUM_TIMESTEPS) -> None:
         super().__init__()
         # fp64 on the CPU always, also when the model around it is built on the meta device.
         betas = torch.linspace(1e-4, 0.02, num_timesteps, dtype=torch.float64, device="cpu")
@@ -106,6 +106,26 @@ class NoiseSchedule(nn.Module):
         alpha, sigma = self.coefficients(timestep, latents)
         return alpha * noise - sigma * latents
 
+    def denoised(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        v: Float[Tensor, "b c t h w"],
+        timestep: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c t h w"]:
+        """The clean latents that a v stands for: `x_0 = sqrt(gamma) x_t - sqrt(1 - gamma) v`."""
+        alpha, sigma = self.coefficients(timestep, noisy)
+        return alpha * noisy - sigma * v
+
+    def noise_of(
+        self,
+        noisy: Float[Tensor, "b c t h w"],
+        v: Float[Tensor, "b c t h w"],
+        timestep: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c t h w"]:
+        """The noise that a v stands for: `eps = sqrt(1 - gamma) x_t + sqrt(gamma) v`."""
+        alpha, sigma = self.coefficients(timestep, noisy)
+        return sigma * noisy + alpha * v
+
 
 def sample_noise(
     shape: Sequence[int], sample_ids: Sequence[str], *, seed: int, timestep: int
@@ -127,29 +147,3 @@ def sample_noise(
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         noise.append(torch.randn(*shape, generator=generator))
     return torch.stack(noise)
-
-
-def v_prediction_loss(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    latents: Float[Tensor, "b c t h w"],
-    timestep: Int[Tensor, " b"],
-    noise: Float[Tensor, "b c t h w"],
-) -> Float[Tensor, ""]:
-    """Mean squared error of the v prediction, in fp32.
-
-    Reference: WALT, Sec. 3.1.
-
-    Args:
-        denoiser: maps noisy latents and timesteps to v.
-        schedule: the noise schedule.
-        latents: clean normalised latents.
-        timestep: noise level of each sample.
-        noise: unit Gaussian noise.
-
-    Raises:
-        ValueError: if a timestep is out of range.
-    """
-    pred = denoiser(schedule.add_noise(latents, noise, timestep), timestep)
-    target = schedule.v_target(latents, noise, timestep)
-    return (pred.float() - target.float()).square().mean()

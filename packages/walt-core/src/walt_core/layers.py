@@ -1,18 +1,21 @@
 """Layers of the denoiser.
 
-Axes: b batch, t h w latent grid, n tokens of a window, m heads, d width.
+Axes: b batch, t h w latent grid, n tokens of a window, s text tokens, m heads, k head width,
+d width.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from walt_core.ops.attention import attention
-from walt_core.ops.window import Window, merge, partition
+from walt_core.ops.linear import Linear, linear
+from walt_core.ops.window import Window, fit_window, merge, partition
+from walt_core.positions import AxialPositionBias, JointPositionBias
 
 
 def sinusoid(timestep: Int[Tensor, " b"], width: int = 256) -> Float[Tensor, "b {width}"]:
@@ -37,98 +40,111 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(256, width)
-        self.proj_out = nn.Linear(width, width)
+        self.proj_in = Linear(256, width)
+        self.proj_out = Linear(width, width)
 
     def forward(self, timestep: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         x = sinusoid(timestep).to(self.proj_in.weight.dtype)
         return self.proj_out(F.silu(self.proj_in(x)))
 
 
-class PositionEmbedding(nn.Module):
-    """Learned space and time tables, summed; other grid sizes interpolate them.
-
-    The model that holds it draws its values.
-
-    Reference: WALT, Sec. 3.2; an image uses time slot 0.
-    """
-
-    def __init__(self, latent_size: Window, width: int) -> None:
-        super().__init__()
-        self.latent_size = latent_size
-        t, h, w = latent_size
-        self.space = nn.Parameter(torch.zeros(h * w, width))
-        self.time = nn.Parameter(torch.zeros(t, width))
-
-    def forward(self, grid: Window) -> Float[Tensor, "t h w d"]:
-        """Embedding of every position of a grid (t, h, w)."""
-        t, h, w = self.latent_size
-        space = rearrange(self.space, "(h w) d -> 1 d h w", h=h)
-        if grid[1:] != (h, w):
-            space = F.interpolate(space, grid[1:], mode="bicubic", align_corners=False)
-        time = self.time
-        if grid[0] == 1:
-            time = time[:1]
-        elif grid[0] != t:
-            time = F.interpolate(
-                rearrange(time, "t d -> 1 d t"), grid[0], mode="linear", align_corners=True
-            )
-            time = rearrange(time, "1 d t -> t d")
-        return rearrange(time, "t d -> t 1 1 d") + rearrange(space, "1 d h w -> 1 h w d")
-
-
-class RelativePositionBias(nn.Module):
-    """Learned logit bias for every offset (t, h, w) between two tokens of a window.
-
-    Reference: Swin Transformer (Liu et al., 2021), Sec. 3.2, extended to time; the joint table
-        reproduces the rank sweep of WALT, Table 2.
-    """
-
-    index: Tensor
-
-    def __init__(self, window: Window, num_heads: int) -> None:
-        super().__init__()
-        spans = [2 * size - 1 for size in window]
-        self.table = nn.Parameter(torch.zeros(math.prod(spans), num_heads))
-        # On the CPU also where the model is built on the meta device: it is no weight to be loaded.
-        axes = torch.meshgrid(*(torch.arange(size, device="cpu") for size in window), indexing="ij")
-        position = torch.stack([rearrange(axis, "t h w -> (t h w)") for axis in axes])
-        offset = position[:, :, None] - position[:, None, :]
-        offset = offset + torch.tensor([size - 1 for size in window], device="cpu")[:, None, None]
-        index = (offset[0] * spans[1] + offset[1]) * spans[2] + offset[2]
-        self.register_buffer("index", index, persistent=False)
-
-    def forward(self) -> Float[Tensor, "m n n"]:
-        return rearrange(self.table[self.index], "n s m -> m n s")
-
-
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention inside windows, with QK-norm and relative position bias.
 
-    Reference: WALT, Sec. 3.2. For an image inside spatio-temporal windows every token attends
-        to itself alone, so the output is its value projection (the identity rule).
+    Windows are cut to grids that are smaller. For an image inside spatio-temporal windows every
+    token attends to itself alone, so the output is its value projection (the identity rule).
+
+    Reference: WALT, Sec. 3.2.
     """
 
-    def __init__(self, width: int, num_heads: int, window: Window, impl: str) -> None:
+    def __init__(
+        self, width: int, num_heads: int, window: Window, position_bias: str, impl: str
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.window = window
-        self.impl = impl
-        self.qkv = nn.Linear(width, 3 * width)
+        self.num_heads, self.window, self.impl = num_heads, window, impl
+        self.qkv = Linear(width, 3 * width)
         self.norm_q = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
         self.norm_k = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
-        self.bias = RelativePositionBias(window, num_heads)
-        self.proj = nn.Linear(width, width)
+        kind = AxialPositionBias if position_bias == "axial" else JointPositionBias
+        self.bias = kind(window, num_heads)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b t h w d"]) -> Float[Tensor, "b t h w d"]:
         grid = (x.shape[1], x.shape[2], x.shape[3])
         if grid[0] == 1 and self.window[0] > 1:
             weight, bias = (p.chunk(3)[2] for p in (self.qkv.weight, self.qkv.bias))
-            return self.proj(F.linear(x, weight, bias))
-        qkv = self.qkv(partition(x, self.window))
+            return self.proj(linear(x, weight, bias))
+        window = fit_window(grid, self.window)
+        qkv = self.qkv(partition(x, window))
         q, k, v = rearrange(qkv, "b n (three m k) -> three b m n k", three=3, m=self.num_heads)
-        out = attention(self.norm_q(q), self.norm_k(k), v, self.bias(), impl=self.impl)
-        return merge(self.proj(rearrange(out, "b m n k -> b n (m k)")), self.window, grid)
+        out = self.attend(self.norm_q(q), self.norm_k(k), v, window)
+        return merge(self.proj(rearrange(out, "b m n k -> b n (m k)")), window, grid)
+
+    def attend(
+        self,
+        q: Float[Tensor, "b m n k"],
+        k: Float[Tensor, "b m n k"],
+        v: Float[Tensor, "b m n k"],
+        window: Window,
+    ) -> Float[Tensor, "b m n k"]:
+        """Attention with the position bias, in the form that the kernel takes."""
+        if self.impl != "flash":
+            return attention(q, k, v, self.bias(window), impl=self.impl)
+        assert isinstance(self.bias, AxialPositionBias)
+        width = v.shape[-1]
+        q, k, v = self.bias.fold(q * width**-0.5, k, v, window)
+        return attention(q, k, v, impl=self.impl, scale=1.0)[..., :width]
+
+
+class CrossAttention(nn.Module):
+    """Attention of the tokens of a window to that window and to the text.
+
+    Reference: WALT, Sec. 3.3: keys and values are those of window and text, one after the other.
+    """
+
+    def __init__(self, width: int, num_heads: int, window: Window, impl: str) -> None:
+        super().__init__()
+        self.num_heads, self.window, self.impl = num_heads, window, impl
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = Linear(width, 3 * width)
+        self.norm_q = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
+        self.norm_k = nn.LayerNorm(width // num_heads, eps=1e-6, bias=False)
+        self.proj = Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t h w d"],
+        text: Float[Tensor, "b s d"],
+        valid: Bool[Tensor, "b s"] | None,
+    ) -> Float[Tensor, "b t h w d"]:
+        """Attention output for every token.
+
+        Args:
+            x: residual stream.
+            text: projected text states.
+            valid: which of them count; None: all.
+        """
+        grid = (x.shape[1], x.shape[2], x.shape[3])
+        window = fit_window(grid, self.window)
+        tokens = partition(self.norm(x), window)
+        windows, n = tokens.shape[0] // x.shape[0], tokens.shape[1]
+        heads = {"m": self.num_heads}
+        q, k, v = rearrange(self.qkv(tokens), "b n (c m k) -> c b m n k", c=3, **heads)
+        width = self.proj.in_features
+        weight, bias = self.qkv.weight[width:], self.qkv.bias[width:]
+        text_k, text_v = rearrange(
+            linear(text, weight, bias), "b s (c m k) -> c b m s k", c=2, **heads
+        )
+        spread = "b m s k -> (b windows) m s k"
+        k = torch.cat([self.norm_k(k), repeat(self.norm_k(text_k), spread, windows=windows)], dim=2)
+        v = torch.cat([v, repeat(text_v, spread, windows=windows)], dim=2)
+        impl = self.impl
+        if valid is not None:
+            valid = repeat(valid, "b s -> (b windows) s", windows=windows)
+            valid = F.pad(valid, (n, 0), value=True)
+            impl = "sdpa" if impl == "flash" else impl  # flash takes no mask
+        out = attention(self.norm_q(q), k, v, valid=valid, impl=impl)
+        return merge(self.proj(rearrange(out, "b m n k -> b n (m k)")), window, grid)
 
 
 class MLP(nn.Module):
@@ -136,8 +152,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         return self.down(F.gelu(self.up(x)))
@@ -151,8 +167,8 @@ class LowRankModulation(nn.Module):
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, 6 * width, bias=False)
+        self.down = Linear(width, rank, bias=False)
+        self.up = Linear(rank, 6 * width, bias=False)
 
     def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
         return self.up(self.down(condition))

@@ -10,6 +10,12 @@ from torch import Tensor
 Window = tuple[int, int, int]
 
 
+def fit_window(grid: Window, window: Window) -> Window:
+    """A window cut to a grid that is smaller on some axes."""
+    t, h, w = (min(pair) for pair in zip(grid, window, strict=True))
+    return t, h, w
+
+
 def check_window(grid: Window, window: Window) -> None:
     """Checks that windows tile the grid.
 
