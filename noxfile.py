@@ -157,6 +157,9 @@ def run_pytest(session: nox.Session, temporary: Path, tests: str, *options: str)
         f"--config-file={ROOT / 'pyproject.toml'}",
         f"--rootdir={ROOT}",
         f"--junit-xml={REPORTS / name}.xml",
+        # A file's tests share fixtures that take long to make: they stay in one process.
+        f"--numprocesses={min(4, os.cpu_count() or 1)}",
+        "--dist=loadfile",
         *options,
         *session.posargs,
         # On tensors this small, threads mostly wait for each other.
@@ -244,7 +247,7 @@ def unit(session: nox.Session, package: str, resolution: str) -> None:
     siblings = map(wheel, LEAVES) if package == "probe-eval" else ()
     # The floors are those of the pyproject.toml: for a wheel, uv would lower none of them.
     wanted = ["--resolution", resolution, "-r", pyproject, *extras, "--group", f"{pyproject}:test"]
-    session.install(*wanted, *siblings)
+    session.install(*wanted, *siblings, "pytest-xdist")
     session.install("--no-deps", wheel(package))
     session.run("uv", "pip", "check")
     # What takes long depends on our code more than on a dependency's age: once is enough.
@@ -256,7 +259,7 @@ def unit(session: nox.Session, package: str, resolution: str) -> None:
 def integration(session: nox.Session) -> None:
     """Test the five wheels together: the tests of tests/."""
     temporary = prepare(session)
-    session.install("--group", "test", *map(wheel, PACKAGES))
+    session.install("--group", "test", *map(wheel, PACKAGES), "pytest-xdist")
     session.run("uv", "pip", "check")
     run_pytest(session, temporary, "tests")
 
