@@ -112,9 +112,9 @@ def test_two_processes_pretrain_like_one(
         # 1e-3: gradients are summed in another order, and AdamW divides by their size, which
         # makes much of little where a gradient is almost 0.
         assert one["losses"][-1][1] == pytest.approx(two["losses"][-1][1], rel=1e-3)
-        inside = name == "tokenizer"
-        file = f"{name}/model.safetensors" if inside else f"{name}.safetensors"
-        first, second = (load_file(f / file) for f in (pretrained, tmp_path / "two"))
+        first, second = (
+            load_file(f / name / "model.safetensors") for f in (pretrained, tmp_path / "two")
+        )
         assert first.keys() == second.keys()
         for key, tensor in first.items():
             torch.testing.assert_close(tensor, second[key], atol=2e-3, rtol=1e-2)

@@ -28,12 +28,6 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def weights_file(folder: Path, name: str) -> Path:
-    """Where pretraining leaves a model."""
-    inside = name == "tokenizer"
-    return folder / name / "model.safetensors" if inside else folder / f"{name}.safetensors"
-
-
 def assert_equal_weights(one: Path, two: Path) -> None:
     """Every tensor of two safetensors files is equal to the bit."""
     first, second = load_file(one), load_file(two)
@@ -64,18 +58,21 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pretraining_leaves_three_models_and_what_made_them(pretrained: Path) -> None:
     names = sorted(path.name for path in pretrained.iterdir())
-    assert names == sorted(["run.json", *MODELS, *(f"{name}.safetensors" for name in MODELS[1:])])
+    assert names == sorted(["run.json", *MODELS])
     for name in MODELS:
         model = json.loads((pretrained / name / "model.json").read_text())
-        weights = load_file(weights_file(pretrained, name))
+        weights = load_file(pretrained / name / "model.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
         assert model["losses"][-1][0] == model["optim"]["steps"] == 4
         assert model["data"]["limit"] == 36
-        left = {path.name for path in (pretrained / name).iterdir()}
-        more = {"config.json", "model.safetensors", "README.md"} if name == "tokenizer" else set()
-        assert left == {"model.json", *more}
-    first, second = (load_file(weights_file(pretrained, name)) for name in MODELS[1:])
+        assert {path.name for path in (pretrained / name).iterdir()} == {
+            *("config.json", "model.safetensors", "README.md", "model.json")
+        }
+    made, first, second = (load_file(pretrained / n / "model.safetensors") for n in MODELS)
     assert first.keys() == second.keys()
+    for name in ("latent_mean", "latent_std"):
+        assert torch.equal(first[name], made[name])
+        assert torch.equal(second[name], made[name])
 
 
 @pytest.mark.usefixtures("no_training")
@@ -93,7 +90,9 @@ def test_a_given_tokenizer_is_used(
     words = pretrain_words(tmp_path / "out", "--tokenizer-from", pretrained / "tokenizer")
     assert main(*words) == 0
     for name in MODELS:
-        assert_equal_weights(weights_file(tmp_path / "out", name), weights_file(pretrained, name))
+        assert_equal_weights(
+            *(folder / name / "model.safetensors" for folder in (tmp_path / "out", pretrained))
+        )
     claim = json.loads((tmp_path / "out" / "run.json").read_text())
     made = json.loads((pretrained / "tokenizer" / "model.json").read_text())
     assert claim["config"]["tokenizer_from"] == made["weights_hash"]

@@ -137,7 +137,7 @@ def spoilt(pretrained: Path, tmp_path: Path) -> Callable[[str], Path]:
 
     def make(how: str) -> Path:
         folder = Path(shutil.copytree(pretrained, tmp_path / "twins"))
-        weights, tokenizer = folder / "v-walt.safetensors", folder / "tokenizer"
+        weights, tokenizer = folder / "v-walt" / "model.safetensors", folder / "tokenizer"
         match how:
             case "missing":
                 weights.unlink()
@@ -146,7 +146,13 @@ def spoilt(pretrained: Path, tmp_path: Path) -> Callable[[str], Path]:
             case "text":
                 weights.write_text("not weights")
             case "other twin":
-                shutil.copy(folder / "i-walt.safetensors", weights)
+                shutil.copytree(folder / "i-walt", folder / "v-walt", dirs_exist_ok=True)
+            case "other twin's weights":
+                shutil.copy(folder / "i-walt" / "model.safetensors", weights)
+            case "other tokenizer":
+                retrained = walt.load_tokenizer(tokenizer)
+                retrained.latent_std *= 2
+                retrained.save_pretrained(tokenizer)
             case "tokenizer":
                 shutil.copy(tokenizer / "model.safetensors", weights)
             case "tokenizer cut":
@@ -163,11 +169,13 @@ def spoilt(pretrained: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("missing", "has no v-walt.safetensors; make it with `probe-eval pretrain twins"),
-        ("cut", "v-walt.safetensors .*damaged or cut short"),
-        ("text", "v-walt.safetensors .*damaged or cut short"),
-        ("other twin", "v-walt.safetensors .*another configuration"),
-        ("tokenizer", "v-walt.safetensors holds format 'pt', expected 'walt-core/1'"),
+        ("missing", "has no v-walt/model.safetensors; make it with `probe-eval pretrain twins"),
+        ("cut", "v-walt/model.safetensors .*damaged or cut short"),
+        ("text", "v-walt/model.safetensors .*damaged or cut short"),
+        ("other twin", "v-walt has windows 'spatial' but v-walt needs .*another configuration"),
+        ("other twin's weights", "v-walt/model.safetensors was saved with another configuration"),
+        ("tokenizer", "v-walt/model.safetensors was saved with another configuration"),
+        ("other tokenizer", "-walt was trained on latents of other mean and standard deviation"),
         ("tokenizer cut", "tokenizer/model.safetensors .*damaged or cut short"),
         ("configuration cut", "tokenizer/config.json is not valid JSON"),
         ("no configuration", "has no tokenizer/config.json; make it with"),

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 if TYPE_CHECKING:
     from probe_eval.config import ProbeConfig
+    from walt_core import WaltConfig
     from walt_tokenizer import TokenizerConfig
 
 
@@ -45,6 +46,24 @@ def minimal() -> "TokenizerConfig":
 
 
 @pytest.fixture(scope="session")
+def walt_size() -> "WaltConfig":
+    """A denoiser with all that one has, for clips of 5 x 16 x 16 of the smallest tokenizer."""
+    import walt_core
+
+    return walt_core.WaltConfig(
+        width=16,
+        depth=2,
+        num_heads=2,
+        latent_channels=4,
+        latent_size=(2, 2, 2),
+        spatial_window=(1, 2, 2),
+        spatiotemporal_window=(2, 2, 2),
+        self_conditioning=True,
+        frame_conditioning=True,
+    )
+
+
+@pytest.fixture(scope="session")
 def write_twins(minimal: "TokenizerConfig") -> Callable[[Path], Path]:
     """Function that writes a tokenizer and both twins, for clips of 5 x 16 x 16, to a folder."""
     import walt_core
@@ -68,7 +87,9 @@ def write_twins(minimal: "TokenizerConfig") -> Callable[[Path], Path]:
         for seed, (name, windows) in enumerate(WINDOWS.items(), start=1):
             denoiser = walt_core.Walt(dataclasses.replace(denoiser_config, windows=windows))
             random_weights(denoiser, seed)
-            walt_core.save_checkpoint(denoiser, folder / f"{name}.safetensors")
+            denoiser.latent_mean.copy_(tokenizer.latent_mean)
+            denoiser.latent_std.copy_(tokenizer.latent_std)
+            denoiser.save_pretrained(folder / name)
         return folder
 
     return write

@@ -1,5 +1,6 @@
 """I-WALT and V-WALT as frozen backbones: what they compute, and what they refuse to load."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_features_are_those_of_encoder_and_denoiser(
     backbone = load(name, str(twins))
     found = backbone.features(clips, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
     tokenizer = walt_tokenizer.VideoTokenizer.from_pretrained(twins / "tokenizer")
-    denoiser = walt_core.load_checkpoint(twins / f"{name}.safetensors")
+    denoiser = walt_core.Walt.from_pretrained(twins / name)
     with torch.no_grad():
         latents = tokenizer.encode(clips, normalize=True)
     expected = denoiser.features(latents, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
@@ -135,21 +136,19 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path: Path, name: str) -> None
         load_backbone(name, str(tmp_path / "nothing"))
 
 
-def test_a_missing_twin_is_named(write_twins: Callable[[Path], Path], tmp_path: Path) -> None:
-    write_twins(tmp_path)
-    (tmp_path / "v-walt.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no v-walt\.safetensors"):
-        load_backbone("v-walt", str(tmp_path))
-    load_backbone("i-walt", str(tmp_path))
-
-
+@pytest.mark.parametrize("model", ["tokenizer", "v-walt"])
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_a_missing_part_of_the_tokenizer_is_named(
-    write_twins: Callable[[Path], Path], tmp_path: Path, file: str
+def test_a_missing_file_is_named(
+    write_twins: Callable[[Path], Path], tmp_path: Path, model: str, file: str
 ) -> None:
-    (write_twins(tmp_path) / "tokenizer" / file).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no tokenizer/{file}; make it with"):
+    (write_twins(tmp_path) / model / file).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no {model}/{file}; make it with"):
         load_backbone("v-walt", str(tmp_path))
+
+
+def test_the_other_twin_may_be_missing(write_twins: Callable[[Path], Path], tmp_path: Path) -> None:
+    shutil.rmtree(write_twins(tmp_path) / "v-walt")
+    load_backbone("i-walt", str(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_is_named(twins: Path, tmp_path: Path) -> None:
@@ -158,16 +157,19 @@ def test_a_folder_without_a_tokenizer_is_named(twins: Path, tmp_path: Path) -> N
     assert not load_tokenizer(twins / "tokenizer").training
 
 
-@pytest.mark.parametrize("file", ["tokenizer/model", "v-walt"])
-@pytest.mark.parametrize("cut", [0, 1, 8, 9, 200, -1, "half"])
+@pytest.mark.parametrize(
+    "file",
+    [f"{m}/{f}" for m in ("tokenizer", "v-walt") for f in ("config.json", "model.safetensors")],
+)
 def test_a_cut_file_is_named(
-    write_twins: Callable[[Path], Path], tmp_path: Path, file: str, cut: int | str
+    write_twins: Callable[[Path], Path], tmp_path: Path, file: str
 ) -> None:
-    path = write_twins(tmp_path) / f"{file}.safetensors"
+    path = write_twins(tmp_path) / file
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2 if cut == "half" else int(cut)])
-    with pytest.raises(ValueError, match=rf"{file}\.safetensors"):
-        load_backbone("v-walt", str(tmp_path))
+    for cut in (0, 1, 8, 9, 200, len(content) // 2, len(content) - 3):
+        path.write_bytes(content[:cut])
+        with pytest.raises(ValueError, match=re.escape(file)):
+            load_backbone("v-walt", str(tmp_path))
 
 
 @pytest.mark.parametrize(("there", "wanted"), [("i-walt", "v-walt"), ("v-walt", "i-walt")])
@@ -175,22 +177,49 @@ def test_a_twin_under_the_others_name_is_refused(
     write_twins: Callable[[Path], Path], tmp_path: Path, there: str, wanted: str
 ) -> None:
     write_twins(tmp_path)
-    shutil.copy(tmp_path / f"{there}.safetensors", tmp_path / f"{wanted}.safetensors")
-    with pytest.raises(ValueError, match=rf"{wanted}\.safetensors has windows .* {wanted} needs"):
+    shutil.copytree(tmp_path / there, tmp_path / wanted, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=rf"{wanted} has windows .* {wanted} needs"):
         load_backbone(wanted, str(tmp_path))
 
 
-def test_a_denoiser_in_the_tokenizers_place_is_refused(
-    write_twins: Callable[[Path], Path], tmp_path: Path
+@pytest.mark.parametrize(("there", "wanted"), [("v-walt", "tokenizer"), ("tokenizer", "v-walt")])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_files_in_the_place_of_another_models_are_refused(
+    write_twins: Callable[[Path], Path], tmp_path: Path, there: str, wanted: str, file: str
 ) -> None:
     write_twins(tmp_path)
-    shutil.copy(tmp_path / "v-walt.safetensors", tmp_path / "tokenizer" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"tokenizer"):
+    shutil.copy(tmp_path / there / file, tmp_path / wanted)
+    with pytest.raises(ValueError, match=rf"{wanted}/{file}"):
         load_backbone("v-walt", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["latent_mean", "latent_std"])
+def test_a_tokenizer_of_other_statistics_is_refused(
+    write_twins: Callable[[Path], Path], tmp_path: Path, name: str
+) -> None:
+    """Such as one that was trained again after the denoiser."""
+    write_twins(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    getattr(tokenizer, name)[2] += 1e-3
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"v-walt was trained on latents of other .*; use"):
+        load_backbone("v-walt", str(tmp_path))
+
+
+def test_a_denoiser_that_was_told_no_statistics_goes_with_any_tokenizer(twins: Path) -> None:
+    denoiser = walt_core.Walt.from_pretrained(twins / "v-walt")
+    denoiser.latent_mean.zero_()
+    denoiser.latent_std.fill_(1)
+    WaltBackbone("v-walt", load_tokenizer(twins / "tokenizer"), denoiser)
+
+
+def test_statistics_are_compared_in_the_type_of_the_denoiser(twins: Path) -> None:
+    denoiser = walt_core.Walt.from_pretrained(twins / "v-walt", dtype=torch.bfloat16)
+    WaltBackbone("v-walt", load_tokenizer(twins / "tokenizer"), denoiser)
+
+
 def test_tokenizer_and_denoiser_must_fit_each_other(twins: Path) -> None:
-    denoiser = walt_core.load_checkpoint(twins / "v-walt.safetensors")
+    denoiser = walt_core.Walt.from_pretrained(twins / "v-walt")
     config = walt_tokenizer.TokenizerConfig(
         base_channels=8, channel_multipliers=(1, 1), temporal_strides=(2,), norm_groups=4
     )

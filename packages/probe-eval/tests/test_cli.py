@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from probe_eval import __version__, cli
-from probe_eval.config import LossWeights, PretrainTwinsConfig
+from probe_eval.pretrain.config import LossWeights, PretrainTwinsConfig
 from probe_eval.recipes import RECIPES
 
 ERROR = "probe-eval: error: "
@@ -47,12 +47,15 @@ def test_run_lists_the_recipes(capsys: pytest.CaptureFixture) -> None:
 def test_pretrain_lists_what_it_trains(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("tokenizer", "twins"))
+    assert all(f"\n  {name} " in out for name in ("tokenizer", "twins", "walt"))
 
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "pretrain tokenizer", "pretrain twins", "run moving-shapes-action", "show"],
+    [
+        *("demo", "embed", "generate", "run moving-shapes-action", "show"),
+        *("pretrain tokenizer", "pretrain twins", "pretrain walt"),
+    ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -66,12 +69,15 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
     [
         (
             ["demp"],
-            "unknown command 'demp'; known: demo, pretrain, reconstruct, run, show; "
-            "did you mean 'demo'",
+            "unknown command 'demp'; known: demo, embed, generate, pretrain, reconstruct, run, "
+            "show; did you mean 'demo'",
         ),
         (["--output", "x"], "unknown command '--output'"),
         (["run", "moving-shape-action"], "did you mean 'moving-shapes-action'?"),
-        (["pretrain", "twin"], "unknown models to pretrain 'twin'; known: tokenizer, twins; did"),
+        (
+            ["pretrain", "twin"],
+            "unknown models to pretrain 'twin'; known: tokenizer, twins, walt;",
+        ),
         (["pretrain", "--output", "x"], "unknown models to pretrain '--output'; known: tokenizer"),
         (["run", "x"], "unknown recipe 'x'; known: moving-shapes-action, moving-shapes-shape"),
     ],
@@ -100,6 +106,11 @@ def test_a_wrong_name_is_told_in_one_line(
         ("pretrain tokenizer --training.weights.r1 -1", "weight r1 -1.0 must not be negative"),
         ("pretrain tokenizer --videos-share 1", "videos_share 1.0 must be above 0 and below 1"),
         ("pretrain tokenizer --sample-clips 0", "sample_clips 0 must be at least 1"),
+        ("pretrain walt --windows both", "both"),
+        ("pretrain walt --rates.past 2", "rate past 2.0 must be a probability"),
+        ("generate --guidance high", "high"),
+        ("generate --steps 0", "steps 0 must be 1 to 1000"),
+        ("embed words --output a", "--encoder"),
         ("run moving-shapes-action --optim.steps 0", "steps 0 must be at least 1"),
         ("run moving-shapes-action --optim.warmup-steps 999", "warmup_steps 999"),
         ("run moving-shapes-action --readout.time late", "late"),
@@ -161,7 +172,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_flags_reach_the_configuration() -> None:
-    words = ["--walt-size", "tiny", "--video-walt.steps", "60", "--data.root", "videos"]
+    words = ["--walt-size", "nano", "--video-walt.steps", "60", "--data.root", "videos"]
     config = cli.parse(PretrainTwinsConfig, words, "pretrain twins")
     assert config.video_walt.steps == 60
     assert config.video_walt.batch_size == PretrainTwinsConfig().video_walt.batch_size

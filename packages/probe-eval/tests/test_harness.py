@@ -3,14 +3,21 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import Dataset
 
+from probe_eval import harness
 from probe_eval.config import OptimConfig
+from probe_eval.distributed import create_accelerator
 from probe_eval.harness import Batch, History, Loss, Objective, Row, StepSampler, stream, train
 
 
@@ -278,3 +285,62 @@ def test_a_loss_that_is_not_finite_ends_the_run(run: Run) -> None:
 def test_no_samples_are_refused(run: Run) -> None:
     with pytest.raises(ValueError, match="no samples"):
         run(Fit(number=0))
+
+
+# --- Sharding ------------------------------------------------------------------------------------
+
+
+Shard = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def shard(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> Shard:
+    """Function that has the Accelerate handle say that it shards, as the real one does on GPUs."""
+
+    def say(version: int = 2) -> SimpleNamespace:
+        kind = torch.bfloat16
+        policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=kind, output_dtype=kind)
+        plugin = SimpleNamespace(fsdp_version=version, mixed_precision_policy=policy)
+        monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+        for state in (AcceleratorState, PartialState):
+            monkeypatch.setitem(state._shared_state, "distributed_type", DistributedType.FSDP)
+        return plugin
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("version", "shards", "name", "says"),
+    [
+        (1, True, "adamw", "FSDP of version 1 is not supported; set FSDP_VERSION=2"),
+        (2, False, "adamw", "FSDP is for denoisers; 'fit' needs its weights whole: launch without"),
+        (2, True, "adafactor", "torch's Adafactor cannot read sharded weights"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(
+    run: Run, shard: Shard, version: int, shards: bool, name: Any, says: str
+) -> None:
+    shard(version)
+    objective = Fit()
+    objective.shards = shards
+    with pytest.raises(ValueError, match=says):
+        run(objective, dataclasses.replace(CONFIG, name=name))
+
+
+def test_sharded_gradients_and_losses_are_in_full_precision(
+    shard: Shard, accelerator: Accelerator
+) -> None:
+    plugin, objective = shard(), Fit()
+    objective.shards = True
+    harness.prepare_sharding(objective, {"pupil": CONFIG}, accelerator)
+    policy = plugin.mixed_precision_policy
+    assert policy.param_dtype == torch.bfloat16
+    assert (policy.reduce_dtype, policy.output_dtype) == (torch.float32, None)
+
+
+def test_sharding_that_accelerate_would_leave_out_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP was asked for, but Accelerate shards only between"):
+        create_accelerator()

@@ -1,4 +1,4 @@
-"""The schedule against its definition, and AdamW as the study sets it."""
+"""The schedule against its definition; AdamW as the study has it, Adafactor as its paper."""
 
 import math
 
@@ -73,3 +73,27 @@ def test_the_first_moment_decays_by_nine_tenths_unless_told() -> None:
 def test_wrong_settings_are_named(change: dict, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         OptimConfig(**{"steps": 10, "batch_size": 1, "warmup_steps": 1} | change)
+
+
+def test_adafactor_takes_a_first_step_of_the_rate_times_the_size_of_the_weight() -> None:
+    """Its second moments are then the squares of the gradient themselves (beta2 = 1 - 1^-0.8)."""
+    config = OptimConfig(
+        steps=9, batch_size=1, warmup_steps=0, name="adafactor", peak_lr=1e-2, weight_decay=0.0
+    )
+    weights = [torch.nn.Parameter(torch.full((2, 3), 0.5)), torch.nn.Parameter(torch.zeros(3))]
+    optimizer = create_optimizer(weights, config)
+    sum(weight.sum() for weight in weights).backward()
+    optimizer.step()
+    # The size of a weight of zeros counts as 1e-3.
+    torch.testing.assert_close(weights[0].detach(), torch.full((2, 3), 0.5 - 1e-2 * 0.5))
+    torch.testing.assert_close(weights[1].detach(), torch.full((3,), -1e-2 * 1e-3))
+    state = optimizer.state[weights[0]]
+    assert state["row_var"].shape == (2, 1)
+    assert state["col_var"].shape == (1, 3)
+
+
+def test_an_unknown_optimiser_is_refused() -> None:
+    config = OptimConfig(steps=9, batch_size=1, warmup_steps=0)
+    object.__setattr__(config, "name", "sgd")  # Past the check of types, which is for tests only.
+    with pytest.raises(ValueError, match="optimiser 'sgd' must be one of adamw, adafactor"):
+        config.__post_init__()

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import walt_tokenizer
-from probe_eval.config import LossWeights, OptimConfig
-from probe_eval.config import TokenizerTrainingConfig as Training
+from probe_eval.config import OptimConfig
 from probe_eval.harness import Batch, History, Loss, train
+from probe_eval.pretrain.config import LossWeights
+from probe_eval.pretrain.config import TokenizerTrainingConfig as Training
 from probe_eval.pretrain.models import discriminator_optim
 from probe_eval.pretrain.objective import TokenizerObjective
 from walt_tokenizer import Discriminator, DiscriminatorConfig, VideoTokenizer

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 import walt_tokenizer
 from probe_eval.backbones.walt import hash_weights, load_tokenizer
-from probe_eval.config import DataConfig, OptimConfig, PretrainTokenizerConfig
-from probe_eval.config import TokenizerTrainingConfig as Training
+from probe_eval.config import DataConfig, OptimConfig
 from probe_eval.data import open_split
 from probe_eval.metrics.reconstruction import psnr, ssim
 from probe_eval.pretrain import tokenizer as module
+from probe_eval.pretrain.config import PretrainTokenizerConfig
+from probe_eval.pretrain.config import TokenizerTrainingConfig as Training
 from probe_eval.pretrain.evaluation import measure, numbers
 from probe_eval.pretrain.models import create_tokenizer
 from probe_eval.pretrain.samples import load_clips

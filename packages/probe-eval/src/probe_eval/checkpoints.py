@@ -102,13 +102,14 @@ def finish(accelerator: Accelerator, folder: Path) -> None:
 
 
 def describe(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file but the manifest, by name."""
+    """Size and SHA-256 of every file but the manifest, by path; sharded weights lie in folders."""
     files = {}
-    for path in sorted(checkpoint.iterdir()):
-        if path.name != MANIFEST_FILE:
+    for path in sorted(path for path in checkpoint.rglob("*") if not path.is_dir()):
+        name = path.relative_to(checkpoint).as_posix()
+        if name != MANIFEST_FILE:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+            files[name] = {"bytes": path.stat().st_size, "sha256": digest}
     return files
 
 

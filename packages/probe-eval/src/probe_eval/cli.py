@@ -16,22 +16,23 @@ from typing import Any
 
 import tyro
 
-from probe_eval.config import (
-    DemoConfig,
+from probe_eval.config import EmbedConfig, GenerateConfig, ReconstructConfig, ShowConfig
+from probe_eval.distributed import is_main_process
+from probe_eval.pretrain.config import (
     PretrainTokenizerConfig,
     PretrainTwinsConfig,
-    ReconstructConfig,
-    ShowConfig,
+    PretrainWaltConfig,
 )
-from probe_eval.distributed import is_main_process
-from probe_eval.recipes import RECIPES
+from probe_eval.recipes import RECIPES, DemoConfig
 
 PROG = "probe-eval"
 SUMMARY = """Probes frozen image and video models with light readouts.
 
 commands:
   demo         pretrain tiny twins, probe them, draw them, write one page (start here)
-  pretrain     train a tokenizer; or a tokenizer, I-WALT and V-WALT
+  embed        write the states of prompts from a text encoder to a file
+  generate     make images or videos from a trained denoiser
+  pretrain     train a tokenizer; a denoiser on it; or a tokenizer, I-WALT and V-WALT
   reconstruct  put a video beside what a tokenizer makes of it, and measure it
   run          train one readout on frozen features and write its record
   show         draw frames and the features of both twins for video files
@@ -63,6 +64,17 @@ class Reconstruct(ReconstructConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Embed(EmbedConfig):
+    """States of prompts, written to a file that `pretrain walt` and `generate` read.
+
+    Needs the extra `probe-eval[text]`, which brings transformers.
+    """
+
+    prompts: tyro.conf.Positional[tuple[str, ...]]
+    """Prompts, each in quotes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainTokenizer(PretrainTokenizerConfig):
     """A tokenizer: any size, any part of MAGVIT-v2's objective."""
 
@@ -73,6 +85,17 @@ class PretrainTokenizer(PretrainTokenizerConfig):
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainTwins(PretrainTwinsConfig):
     """A tokenizer and then both denoisers, I-WALT and V-WALT, on the same clips."""
+
+    dry_run: bool = False
+    """Say what would be trained, on what and where it would go; train nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainWalt(PretrainWaltConfig):
+    """One denoiser, V-WALT or I-WALT of any size, on the latents of a trained tokenizer.
+
+    Needs a tokenizer (`probe-eval pretrain tokenizer`). Leaves walt/ for `probe-eval generate`.
+    """
 
     dry_run: bool = False
     """Say what would be trained, on what and where it would go; train nothing."""
@@ -205,8 +228,33 @@ def demo(words: list[str]) -> int:
     return 0
 
 
+def embed(words: list[str]) -> int:
+    """`probe-eval embed PROMPT...`."""
+    given = parse(Embed, words, "embed")
+    from probe_eval.text import run_embed
+
+    accelerator = start()
+    text = run_embed(given.prompts, plain(EmbedConfig, given), accelerator)
+    accelerator.print(f"{len(text.prompts)} prompts, width {text.width}  {given.output}")
+    return 0
+
+
+def generate(words: list[str]) -> int:
+    """`probe-eval generate`."""
+    config = parse(GenerateConfig, words, "generate")
+    from probe_eval.generate import run_generate
+
+    accelerator = start()
+    record = run_generate(config, accelerator)
+    samples = record["samples"]
+    shape = f"{samples['frames']} x {samples['height']} x {samples['width']}"
+    files = ", ".join(f"{config.output}/{name}" for name in record["files"])
+    accelerator.print(f"{samples['number']} samples of {shape}  {files}")
+    return 0
+
+
 def pretrain(words: list[str]) -> int:
-    """`probe-eval pretrain tokenizer` and `probe-eval pretrain twins`."""
+    """`probe-eval pretrain tokenizer`, `... twins` and `... walt`."""
     if not words or words[0] in ("-h", "--help"):
         lines = [f"usage: {PROG} pretrain MODELS [options]", "", "models:"]
         lines += [f"  {name:12s} {command.__doc__}" for name, command in PRETRAINING.items()]
@@ -247,9 +295,28 @@ def pretrain_twins(words: list[str]) -> int:
     return 0
 
 
+def pretrain_walt(words: list[str]) -> int:
+    """one denoiser, V-WALT or I-WALT of any size, on a tokenizer's latents"""  # noqa: D403, D415
+    given = parse(PretrainWalt, words, "pretrain walt")
+    config = plain(PretrainWaltConfig, given)
+    from probe_eval.pretrain.walt import describe_walt, run_walt
+
+    accelerator = start()
+    if given.dry_run:
+        accelerator.print(describe_walt(config, accelerator))
+        return 0
+    final = run_walt(config, accelerator)["final"]
+    accelerator.print(
+        f"validation loss {final['validation_loss']:.4f}, {final['factor']:.2f} times below the "
+        f"best constant's {final['constant_loss']:.4f}  {config.output}/record.json"
+    )
+    return 0
+
+
 PRETRAINING: dict[str, Callable[[list[str]], int]] = {
     "tokenizer": pretrain_tokenizer,
     "twins": pretrain_twins,
+    "walt": pretrain_walt,
 }
 """Models -> what trains them."""
 
@@ -306,6 +373,8 @@ def show(words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
+    "embed": embed,
+    "generate": generate,
     "pretrain": pretrain,
     "reconstruct": reconstruct,
     "run": run_recipe,

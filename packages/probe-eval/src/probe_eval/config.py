@@ -1,7 +1,9 @@
 """What a run is: frozen records of plain values, read before torch is imported."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
+
+OptimizerName = Literal["adamw", "adafactor"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,12 +64,15 @@ class ReadoutConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW with a linear warm-up from 0 and a cosine decay (the study's Table 7)."""
+    """An optimiser with a linear warm-up from 0 and a cosine decay (the study's Table 7)."""
 
     steps: int
     """Optimiser steps."""
     batch_size: int
     """Samples per step, over all processes."""
+    name: OptimizerName = "adamw"
+    """`adafactor` keeps row and column means in place of the second moments, and no first ones;
+    its learning rate is relative to the size of each weight (at least 1e-3)."""
     peak_lr: float = 3e-4
     """Learning rate at the end of the warm-up."""
     end_lr: float = 1e-7
@@ -77,9 +82,9 @@ class OptimConfig:
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment (AdamW)."""
     beta2: float = 0.999
-    """Decay of the second moment."""
+    """Decay of the second moment (AdamW; that of Adafactor grows as 1 - step^-0.8)."""
     clip_norm: float = 0.0
     """Gradients are clipped to this norm; 0 leaves them alone."""
     accumulate: int = 1
@@ -99,6 +104,10 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be 0 or more and below 1")
+        if self.name not in get_args(OptimizerName):
+            raise ValueError(
+                f"optimiser {self.name!r} must be one of {', '.join(get_args(OptimizerName))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,169 +135,6 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LossWeights:
-    """Weights of the tokenizer's losses (MAGVIT-v2's)."""
-
-    reconstruction: float = 5.0
-    """Mean squared error of the pixels."""
-    perceptual: float = 0.1
-    """Distance by the perceptual network; off without one."""
-    adversarial: float = 0.1
-    """What the discriminator says of reconstructions; off without `gan`."""
-    r1: float = 10.0
-    """Of the discriminator: gradient penalty on real clips."""
-    lecam: float = 0.001
-    """Of the discriminator: LeCAM regularisation."""
-    entropy: float = 0.1
-    """Of look-up-free quantisation: entropy, low for each latent and high for all."""
-    commitment: float = 0.25
-    """Of look-up-free quantisation: distance of latents from their codes."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise ValueError(
-                    f"weight {field.name} {getattr(self, field.name)} must not be negative"
-                )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerTrainingConfig:
-    """One tokenizer, and how it is trained."""
-
-    size: str = "tiny"
-    """Name of the tokenizer configuration."""
-    num_frames: int = 5
-    """Frames of the stretches it is trained on: 1 + 4k, at most data.num_frames; 1 for images."""
-    optim: OptimConfig = OptimConfig(
-        steps=3000,
-        batch_size=2,
-        peak_lr=8e-4,
-        warmup_steps=100,
-        weight_decay=0.0,
-        beta2=0.99,
-        clip_norm=0.5,
-    )
-    """Optimiser (MAGVIT-v2: batch 256, peak-lr 1e-4, beta1 0, beta2 0.99)."""
-    weights: LossWeights = LossWeights()
-    """Weights of the losses."""
-    ema_decay: float = 0.99
-    """Moving average of the weights, which is what is measured and kept; 0 for none (MAGVIT-v2:
-    0.999)."""
-    perceptual: str = ""
-    """Perceptual network, as `file.py:name`, `package.module:name` or a TorchScript file; it
-    takes reconstructed and original frames in [-1, 1]. Empty: that loss is off."""
-    gan: bool = False
-    """Train against a discriminator."""
-    gan_start_step: int = 0
-    """Step from which the discriminator takes part."""
-    discriminator_channels: int = 16
-    """Width of the discriminator's first convolution (MAGVIT-v2: 128)."""
-    discriminator_lr: float = 1e-4
-    """Peak learning rate of the discriminator; the rest of its optimiser is as above."""
-    start_from: str = ""
-    """Folder of a tokenizer whose weights are the start: one of the same size, or one of images,
-    whose kernels go into the last slice of time."""
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward pass, to save memory."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay {self.ema_decay} must be 0 (none) or more and below 1")
-        if not 0 <= self.gan_start_step <= self.optim.steps:
-            raise ValueError(
-                f"gan_start_step {self.gan_start_step} must be 0 to steps {self.optim.steps}"
-            )
-        if self.discriminator_channels < 1 or self.discriminator_lr <= 0:
-            raise ValueError(
-                f"discriminator_channels {self.discriminator_channels} and discriminator_lr "
-                f"{self.discriminator_lr} must be positive"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainTokenizerConfig:
-    """A tokenizer: any size, any part of MAGVIT-v2's objective."""
-
-    data: DataConfig = DataConfig()
-    """Which clips."""
-    training: TokenizerTrainingConfig = TokenizerTrainingConfig()
-    """Which tokenizer, and how it is trained."""
-    videos: str = ""
-    """Folder of real videos that are mixed in, of the size and stride of `data`."""
-    videos_share: float = 0.25
-    """Share of the samples that are of these videos; above 0 and below 1."""
-    videos_memory_gb: float = 2.0
-    """Memory for their frames, in GB; videos that need more are an error."""
-    evaluate_every: int = 500
-    """Steps between evaluations, each with samples."""
-    evaluate_clips: int = 64
-    """Held-out clips that are measured, of `data` and of the videos each."""
-    sample_clips: int = 4
-    """Held-out clips drawn beside their reconstructions, of `data` and of the videos each."""
-    lpips: str = ""
-    """Network for LPIPS, in the form of `training.perceptual`; empty: not measured."""
-    video_features: str = ""
-    """Network for rFVD, clips in [-1, 1] to vectors; empty: not measured."""
-    seed: int = 0
-    """Seed of weights, order and noise."""
-    checkpoint_every: int = 200
-    """Steps between checkpoints for resuming."""
-    output: str = "results/tokenizer"
-    """Folder for the tokenizer, its record, curves and samples."""
-
-    def __post_init__(self) -> None:
-        for name in ("evaluate_every", "evaluate_clips", "sample_clips", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        if not 0 < self.videos_share < 1:
-            raise ValueError(f"videos_share {self.videos_share} must be above 0 and below 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainTwinsConfig:
-    """A tokenizer and then both denoisers, I-WALT and V-WALT, on the same clips."""
-
-    data: DataConfig = DataConfig()
-    """Which clips."""
-    tokenizer: TokenizerTrainingConfig = TokenizerTrainingConfig(
-        size="tiny-norm",
-        optim=OptimConfig(
-            steps=1000,
-            batch_size=4,
-            peak_lr=5e-3,
-            warmup_steps=20,
-            weight_decay=0.0,
-            beta2=0.99,
-            clip_norm=1.0,
-        ),
-        weights=LossWeights(reconstruction=1.0),
-        ema_decay=0.0,
-    )
-    """Which tokenizer, and how it is trained."""
-    tokenizer_from: str = ""
-    """Folder of a trained tokenizer, which is used in place of a new one."""
-    walt_size: str = "tiny"
-    """Name of the denoiser size; I-WALT is its twin with spatial windows only."""
-    image_walt: OptimConfig = OptimConfig(
-        steps=700, batch_size=64, peak_lr=2e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
-    )
-    """How I-WALT is trained, on single frames drawn from the same clips."""
-    video_walt: OptimConfig = OptimConfig(
-        steps=700, batch_size=16, peak_lr=2e-3, warmup_steps=50, weight_decay=0.0, clip_norm=1.0
-    )
-    """How V-WALT is trained, on whole clips."""
-    images_per_clip: int = 4
-    """Frames drawn at random from each clip for I-WALT."""
-    seed: int = 0
-    """Seed of weights, order and noise."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints for resuming."""
-    output: str = "results/pretrained"
-    """Folder for the three models."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ShowConfig:
     """Frames, first principal component of both twins, and where they differ."""
 
@@ -313,26 +159,6 @@ class ShowConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class DemoConfig:
-    """Everything, small: pretraining, four probes with controls, pictures and one page."""
-
-    output: str = "results/demo"
-    """Results folder."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Readout seeds of every probe."""
-    pretrain: PretrainTwinsConfig = PretrainTwinsConfig()
-    """Pretraining; its output goes below the results folder."""
-    optim: OptimConfig = OptimConfig(
-        steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30
-    )
-    """How every readout is trained."""
-
-    def __post_init__(self) -> None:
-        if not self.seeds:
-            raise ValueError("seeds is empty; give at least one, for instance --seeds 0 1 2")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructConfig:
     """A video beside what a tokenizer makes of it, and how close the two are."""
 
@@ -352,3 +178,73 @@ class ReconstructConfig:
         for name in ("size", "start", "num_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """Images or videos that a denoiser makes from noise, decoded by its tokenizer."""
+
+    walt: str = "results/walt/walt"
+    """Folder of a denoiser, as `probe-eval pretrain walt` leaves it in walt/ and in kept/."""
+    tokenizer: str = "results/tokenizer/tokenizer"
+    """Folder of the tokenizer that it was trained with."""
+    num_samples: int = 8
+    """How many images or videos; each depends on the seed and its number alone."""
+    seed: int = 0
+    """Seed of the noise."""
+    steps: int = 50
+    """Sampling steps, 1 to 1000."""
+    guidance: float = 1.0
+    """Strength of class and prompt; 1 for none beyond what the model learned."""
+    past_guidance: float = 1.0
+    """Strength of the first frames that are given or continued, likewise."""
+    classes: tuple[str, ...] = ()
+    """Classes by name or number, given to the samples in turn; none: the null class."""
+    prompts: tuple[str, ...] = ()
+    """Prompts, given to the samples in turn; none: the null text."""
+    text: str = ""
+    """File of text states of the prompts, as `probe-eval embed` writes it."""
+    encoder: str = ""
+    """T5 encoder that reads the prompts, in place of a file: a name on the Hub or a folder."""
+    video: str = ""
+    """Video file whose first frames begin every sample; for models with frame conditioning."""
+    first_frames: int = 5
+    """Frames of that video: 1 + 4k, fewer than num_frames."""
+    num_clips: int = 1
+    """Clips in a row, each going on from the last 5 frames of the one before."""
+    num_frames: int = 0
+    """Frames of a clip, 1 + 4k, or 1 for images; 0: those that the model was made for."""
+    size: int = 0
+    """Height and width in pixels, a multiple of 8; 0: those that the model was made for."""
+    batch_size: int = 8
+    """Samples at once."""
+    fps: float = 8.0
+    """Frames per second of the MP4."""
+    output: str = "results/generate"
+    """Folder for the pictures, the video and the record."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_clips", "batch_size", "first_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("num_frames", "size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps {self.steps} must be 1 to 1000")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"fps {self.fps} must be above 0 and at most 1000")
+        if self.prompts and bool(self.text) == bool(self.encoder):
+            raise ValueError("prompts need either text, a file of their states, or an encoder")
+        if not self.prompts and (self.text or self.encoder):
+            raise ValueError("text and encoder are for prompts; give --prompts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """States of prompts, written to a file that training and generating read."""
+
+    encoder: str
+    """T5 encoder: a name on the Hugging Face Hub, or a folder."""
+    output: str
+    """The file of states (safetensors)."""

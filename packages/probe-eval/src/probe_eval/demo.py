@@ -11,10 +11,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from probe_eval import runs
-from probe_eval.config import DemoConfig, FeatureConfig, ProbeConfig, ShowConfig
+from probe_eval.config import FeatureConfig, ProbeConfig, ShowConfig
 from probe_eval.features import FeatureStore
 from probe_eval.pretrain.twins import run_twins
 from probe_eval.probe import run_probe
+from probe_eval.recipes import DemoConfig
 from probe_eval.report.page import summarise, write_page
 from probe_eval.show import TWINS, run_show
 

@@ -19,9 +19,11 @@ def create_accelerator() -> "Accelerator":
     """The Accelerate handle, after a check that it sees every launched process.
 
     Raises:
-        ValueError: if the launcher started more processes than Accelerate sees.
+        ValueError: if the launcher started more processes than Accelerate sees, or Accelerate does
+            not shard although it was told to.
     """
     from accelerate import Accelerator
+    from accelerate.utils import DistributedType, parse_flag_from_env
 
     accelerator = Accelerator()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -29,6 +31,12 @@ def create_accelerator() -> "Accelerator":
         raise ValueError(
             f"{launched} processes were launched but Accelerate sees {accelerator.num_processes}; "
             "on a machine without GPUs set ACCELERATE_USE_CPU=true"
+        )
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and not sharded:
+        raise ValueError(
+            "FSDP was asked for, but Accelerate shards only between several processes with GPUs; "
+            "launch more of them, or without FSDP"
         )
     return accelerator
 

@@ -12,10 +12,11 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,6 +53,8 @@ class Objective(abc.ABC):
     """The modules that are trained, by name; the loss of the first is the loss of the run."""
     dataset: Dataset[Batch]
     """Samples; each is a pure function of its index."""
+    shards: bool = False
+    """Whether its one model may be cut into shards: it is gathered where it is used whole."""
 
     @abc.abstractmethod
     def losses(
@@ -252,7 +255,13 @@ def train(
 def prepare(
     objective: Objective, optims: Mapping[str, OptimConfig], accelerator: Accelerator
 ) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer]]:
-    """Models and their optimisers, as wrapped by Accelerate."""
+    """Models and their optimisers, as wrapped by Accelerate.
+
+    Raises:
+        ValueError: if Accelerate is to shard what it cannot.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        prepare_sharding(objective, optims, accelerator)
     optimizers = {
         name: create_optimizer(model.parameters(), optims[name])
         for name, model in objective.models.items()
@@ -261,6 +270,29 @@ def prepare(
     prepared = accelerator.prepare(*objective.models.values(), *optimizers.values())
     models, wrapped = prepared[: len(names)], prepared[len(names) :]
     return dict(zip(names, models, strict=True)), dict(zip(names, wrapped, strict=True))
+
+
+def prepare_sharding(
+    objective: Objective, optims: Mapping[str, OptimConfig], accelerator: Accelerator
+) -> None:
+    """Checks what Accelerate is to shard, and has it reduce gradients and return losses in fp32.
+
+    Raises:
+        ValueError: for FSDP of version 1, an objective that needs its models whole, or Adafactor.
+    """
+    if not accelerator.is_fsdp2:
+        raise ValueError("FSDP of version 1 is not supported; set FSDP_VERSION=2")
+    if not objective.shards:
+        raise ValueError(
+            f"FSDP is for denoisers; {objective.title!r} needs its weights whole: launch without it"
+        )
+    if any(optim.name == "adafactor" for optim in optims.values()):
+        raise ValueError("torch's Adafactor cannot read sharded weights; use AdamW with FSDP")
+    plugin: Any = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
 
 
 def improve(

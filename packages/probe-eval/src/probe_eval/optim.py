@@ -9,11 +9,27 @@ from torch import nn
 from probe_eval.config import OptimConfig
 
 
-def create_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with eps 1e-8.
+def create_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimConfig
+) -> torch.optim.Optimizer:
+    """AdamW with eps 1e-8, or Adafactor as in its paper, without first moments.
 
-    Reference: From Image to Video, Table 7.
+    Adafactor moves a weight by at most the learning rate, or by 1 / sqrt(step) where that is less,
+    times the root mean square of its tensor (at least eps 1e-3); an update whose own root mean
+    square exceeds d = 1 is scaled down to it. The second moments forget with 1 - step^-0.8.
+
+    Reference: From Image to Video, Table 7 (AdamW); Adafactor (Shazeer and Stern, 2018), Algorithms
+        4 and 5; WALT trains its text model with Adafactor at 2e-4.
     """
+    if config.name == "adafactor":
+        return torch.optim.Adafactor(
+            parameters,
+            lr=config.peak_lr,
+            beta2_decay=-0.8,
+            eps=(None, 1e-3),
+            d=1.0,
+            weight_decay=config.weight_decay,
+        )
     return torch.optim.AdamW(
         parameters,
         lr=config.peak_lr,

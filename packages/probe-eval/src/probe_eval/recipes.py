@@ -1,10 +1,32 @@
 """Named runs. A recipe is a function that returns a configuration; flags override its fields."""
 
+import dataclasses
 from collections.abc import Callable
 
 from probe_eval.config import DataConfig, OptimConfig, ProbeConfig
+from probe_eval.pretrain.config import PretrainTwinsConfig
 
 SHORT = OptimConfig(steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DemoConfig:
+    """Everything, small: pretraining, four probes with controls, pictures and one page."""
+
+    output: str = "results/demo"
+    """Results folder."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Readout seeds of every probe."""
+    pretrain: PretrainTwinsConfig = PretrainTwinsConfig()
+    """Pretraining; its output goes below the results folder."""
+    optim: OptimConfig = OptimConfig(
+        steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30
+    )
+    """How every readout is trained."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one, for instance --seeds 0 1 2")
 
 
 def moving_shapes_action() -> ProbeConfig:

@@ -15,7 +15,7 @@ import walt_core
 import walt_tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
-TOKENIZER_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = ("config.json", "model.safetensors")
 WINDOWS: dict[str, walt_core.Windows] = {"i-walt": "spatial", "v-walt": "spatiotemporal"}
 
 
@@ -23,16 +23,15 @@ class WaltBackbone:
     """Tokenizer, noise and one denoiser pass up to the block that is read.
 
     Reference: From Image to Video, Sec. 3.4 and Fig. 2.
+
+    Raises:
+        ValueError: if the tokenizer is not the one that the denoiser was trained with.
     """
 
     def __init__(
         self, name: str, tokenizer: walt_tokenizer.VideoTokenizer, denoiser: walt_core.Walt
     ) -> None:
-        if tokenizer.config.latent_channels != denoiser.config.latent_channels:
-            raise ValueError(
-                f"tokenizer has {tokenizer.config.latent_channels} latent channels but {name} "
-                f"takes {denoiser.config.latent_channels}; use the pair that was trained together"
-            )
+        check_pair(name, tokenizer, denoiser)
         self.name = name
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.denoiser = denoiser.eval().requires_grad_(False)
@@ -76,6 +75,38 @@ def hash_weights(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_pair(
+    name: str, tokenizer: walt_tokenizer.VideoTokenizer, denoiser: walt_core.Walt
+) -> None:
+    """Checks that latents of the tokenizer are what the denoiser was trained on.
+
+    A denoiser whose recorded statistics are 0 and 1 was told none; it goes with any tokenizer
+    of as many latent channels.
+
+    Raises:
+        ValueError: if channels or statistics differ.
+    """
+    if tokenizer.config.latent_channels != denoiser.config.latent_channels:
+        raise ValueError(
+            f"tokenizer has {tokenizer.config.latent_channels} latent channels but {name} "
+            f"takes {denoiser.config.latent_channels}; use the pair that was trained together"
+        )
+    recorded = torch.stack([denoiser.latent_mean, denoiser.latent_std]).cpu()
+    given = torch.stack([tokenizer.latent_mean, tokenizer.latent_std]).to(recorded)
+    untold = bool((recorded[0] == 0).all() and (recorded[1] == 1).all())
+    if not untold and not torch.equal(recorded, given):
+        raise ValueError(
+            f"{name} was trained on latents of other mean and standard deviation than the "
+            "tokenizer holds; use the pair that was trained together, or train the denoiser again "
+            "with this tokenizer"
+        )
+
+
+def is_model(folder: Path) -> bool:
+    """Whether the files of a tokenizer or of a denoiser lie in a folder."""
+    return all((folder / name).is_file() for name in MODEL_FILES)
+
+
 def load_tokenizer(folder: str | Path) -> walt_tokenizer.VideoTokenizer:
     """Reads a tokenizer, in evaluation mode, from a folder of this machine.
 
@@ -83,7 +114,7 @@ def load_tokenizer(folder: str | Path) -> walt_tokenizer.VideoTokenizer:
         FileNotFoundError: if the folder is not one of a tokenizer.
         ValueError: if a file is damaged.
     """
-    for name in TOKENIZER_FILES:
+    for name in MODEL_FILES:
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(
                 f"folder {folder} has no {name}, so it holds no tokenizer; make one with "
@@ -92,26 +123,42 @@ def load_tokenizer(folder: str | Path) -> walt_tokenizer.VideoTokenizer:
     return walt_tokenizer.VideoTokenizer.from_pretrained(folder).eval()
 
 
+def load_denoiser(folder: str | Path) -> walt_core.Walt:
+    """Reads a denoiser, in evaluation mode, from a folder of this machine.
+
+    Raises:
+        FileNotFoundError: if the folder is not one of a denoiser.
+        ValueError: if a file is damaged.
+    """
+    for name in MODEL_FILES:
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(
+                f"folder {folder} has no {name}, so it holds no denoiser; make one with "
+                "`probe-eval pretrain walt`, which leaves it in its folder walt/"
+            )
+    return walt_core.Walt.from_pretrained(folder).eval()
+
+
 def load(name: str, pretrained: str, device: torch.device | str = "cpu") -> WaltBackbone:
     """Reads tokenizer and denoiser from the folder that `probe-eval pretrain twins` wrote.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is damaged, or the denoiser is not of the kind its name says.
+        ValueError: if a file is damaged, the denoiser is not of the kind its name says, or it was
+            trained with another tokenizer.
     """
     folder = Path(pretrained)
-    weights = f"{name}.safetensors"
-    for path in (*(f"{TOKENIZER_FOLDER}/{file}" for file in TOKENIZER_FILES), weights):
+    for path in (f"{model}/{file}" for model in (TOKENIZER_FOLDER, name) for file in MODEL_FILES):
         if not (folder / path).is_file():
             raise FileNotFoundError(
                 f"pretrained folder {folder} has no {path}; make it with "
                 f"`probe-eval pretrain twins --output {folder}`"
             )
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    denoiser = walt_core.load_checkpoint(folder / weights)
+    denoiser = walt_core.Walt.from_pretrained(folder / name)
     if denoiser.config.windows != WINDOWS[name]:
         raise ValueError(
-            f"{folder / weights} has windows {denoiser.config.windows!r} but {name} needs "
-            f"{WINDOWS[name]!r}; it is a checkpoint of another configuration"
+            f"{folder / name} has windows {denoiser.config.windows!r} but {name} needs "
+            f"{WINDOWS[name]!r}; it is a model of another configuration"
         )
     return WaltBackbone(name, tokenizer.to(device), denoiser.to(device))

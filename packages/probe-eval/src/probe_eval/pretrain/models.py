@@ -10,9 +10,9 @@ from accelerate import Accelerator
 import walt_tokenizer
 from probe_eval.backbones.walt import hash_weights, load_tokenizer
 from probe_eval.config import DataConfig, OptimConfig
-from probe_eval.config import TokenizerTrainingConfig as Training
 from probe_eval.harness import check_batch
 from probe_eval.metrics.reconstruction import check_ssim_size
+from probe_eval.pretrain.config import TokenizerTrainingConfig as Training
 from walt_tokenizer import Discriminator, DiscriminatorConfig
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
-from probe_eval.config import LossWeights, TokenizerTrainingConfig
 from probe_eval.harness import Batch, Loss, Objective, Row
+from probe_eval.pretrain.config import LossWeights, TokenizerTrainingConfig
 from walt_tokenizer import (
     Discriminator,
     LecamAverages,

@@ -14,11 +14,12 @@ from probe_datasets import ClipDataset, FolderDataset
 from probe_eval import records, runs
 from probe_eval.backbones.walt import TOKENIZER_FOLDER, hash_weights
 from probe_eval.checkpoints import finish
-from probe_eval.config import DataConfig, PretrainTokenizerConfig
-from probe_eval.config import TokenizerTrainingConfig as Training
+from probe_eval.config import DataConfig
 from probe_eval.data import open_split
 from probe_eval.harness import Batch, History, train
 from probe_eval.networks import load_callable
+from probe_eval.pretrain.config import PretrainTokenizerConfig
+from probe_eval.pretrain.config import TokenizerTrainingConfig as Training
 from probe_eval.pretrain.evaluation import HeldOut
 from probe_eval.pretrain.models import (
     check_training,

@@ -29,27 +29,36 @@ def merge_rows(losses: Rows, evaluations: Rows) -> list[dict[str, int | float]]:
     return [merged[step] for step in sorted(merged)]
 
 
-def draw_curves(losses: Rows, evaluations: Rows, path: Path) -> None:
-    """Losses on the left, on a logarithmic scale; PSNR of held-out clips on the right.
+def draw_curves(
+    losses: Rows,
+    evaluations: Rows,
+    path: Path,
+    *,
+    measured: tuple[str, ...] = ("psnr",),
+    title: str = "PSNR, dB",
+) -> None:
+    """Losses on the left, on a logarithmic scale; what was measured of held-out clips on the right.
 
     Args:
         losses: rows with `step` and any number of losses; those that are never positive are left
             out.
-        evaluations: rows with `step` and any number of values whose name ends in `psnr`, in dB.
+        evaluations: rows with `step` and any number of values.
         path: the PNG.
+        measured: endings of the names of the values on the right.
+        title: what they are, with their unit.
     """
     figure = new_figure(9.0, 3.4)
     left, right = figure.subplots(1, 2)
-    for axes, rows, title in ((left, losses, "training loss"), (right, evaluations, "PSNR, dB")):
+    for axes, rows, heading in ((left, losses, "training loss"), (right, evaluations, title)):
         for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
-            if axes is right and not name.endswith("psnr"):
+            if axes is right and not name.endswith(measured):
                 continue
             points = [(row["step"], row[name]) for row in rows if name in row]
             if axes is left:
                 points = [point for point in points if point[1] > 0]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(heading, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
