@@ -19,7 +19,6 @@ import contextlib
 import functools
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -260,7 +259,10 @@ def stream_memory(name: str, frames: int, size: int) -> None:
         tokenizer = VideoTokenizer(TOKENIZERS[name]).eval()
         pieces = (torch.rand(1, 3, 1, size, size) * 2 - 1 for _ in range(frames))
         count = sum(latents.shape[2] for latents in tokenizer.encode_stream(pieces))
-    print(json.dumps([count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
+    # Not getrusage's maximum, which a process inherits from the one that starts it.
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(json.dumps([count, peak / 2**20]))
 
 
 def measure_memory(name: str, size: int) -> dict[str, Any]:
