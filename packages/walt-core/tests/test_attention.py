@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from walt_core.ops import attention as module
-from walt_core.ops.attention import IMPLEMENTATIONS, attention, resolve_attention
+from walt_core.ops.attention import (
+    IMPLEMENTATIONS,
+    attention,
+    fastest_on_cpu,
+    resolve_attention,
+)
 
 Random = Callable[..., Tensor]
 OTHERS = sorted(set(IMPLEMENTATIONS) - {"math", "flash"})
@@ -195,10 +200,10 @@ def test_flash_equals_math_on_a_gpu(inputs: dict[str, Tensor]) -> None:
 
 
 def test_unknown_implementation_lists_the_known_ones(inputs: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match="unknown attention 'fast'; known: math, sdpa, flash"):
+    with pytest.raises(ValueError, match="unknown attention 'fast'; known: math, sdpa, cpu, flash"):
         attention(**chosen(inputs, bias=False, valid=False), impl="fast")
     with pytest.raises(
-        ValueError, match="unknown attention 'fast'; known: auto, math, sdpa, flash"
+        ValueError, match="unknown attention 'fast'; known: auto, math, sdpa, cpu, flash"
     ):
         resolve_attention("fast")
 
@@ -212,7 +217,23 @@ def test_only_auto_chooses_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     assert repr(choice) in caplog.text
 
 
-@pytest.mark.parametrize(("gpu", "choice"), [(False, "math"), (True, "sdpa")])
+@pytest.mark.parametrize("units", [False, True])
+def test_cpus_take_what_is_faster(
+    inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    """SDPA has no fast kernel for a bias with a gradient, nor for the CPU's own bf16."""
+    monkeypatch.setattr("walt_core.ops.linear.cpu_has_bf16", lambda: units)
+    q = inputs["q"].float()
+    assert fastest_on_cpu(q) == "math"
+    with torch.no_grad():
+        assert fastest_on_cpu(q) == "sdpa"
+        expected = "math" if units else "sdpa"
+        assert fastest_on_cpu(q.bfloat16()) == expected
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fastest_on_cpu(q) == expected
+
+
+@pytest.mark.parametrize(("gpu", "choice"), [(False, "cpu"), (True, "sdpa")])
 def test_auto_is_sdpa_where_there_is_a_gpu(
     monkeypatch: pytest.MonkeyPatch, gpu: bool, choice: str
 ) -> None:

@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from walt_core.ops.linear import cpu_has_bf16, detour
 
 logger = logging.getLogger(__name__)
-IMPLEMENTATIONS = ("math", "sdpa", "flash")
+IMPLEMENTATIONS = ("math", "sdpa", "cpu", "flash")
 # A CPU that needs no gradient computes this many logits at a time, which its cache holds: 16 heads
 # of 256 tokens. 1.4 times as fast at 5 such windows in fp32, 2.4 times at 20 (on an AVX2 core).
 LOGITS_AT_ONCE = 2**20
@@ -44,8 +44,9 @@ def attention(
         bias: added to the logits, the same for every batch entry.
         valid: which keys count, at least one for each batch entry; None: all.
         impl: `math` is the reference, two matrix products around a softmax; `sdpa` is
-            `torch.nn.functional.scaled_dot_product_attention`; `flash` is the flash-attn package,
-            which takes half precision on a GPU, no bias and no `valid`.
+            `torch.nn.functional.scaled_dot_product_attention`; `cpu` is the one of them that CPUs
+            are faster with; `flash` is the flash-attn package, which takes half precision on a
+            GPU, no bias and no `valid`.
         scale: factor of the products of queries and keys; None: 1 / sqrt(head width).
 
     Raises:
@@ -68,13 +69,40 @@ def attention(
         hidden = hidden.masked_fill(~valid, -torch.inf)
         hidden = rearrange(hidden, "b s -> b 1 1 s")
         mask = hidden if mask is None else mask + hidden
-    if impl == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if impl == "cpu":
+        impl = fastest_on_cpu(q)
     if detour(q):  # the products would be computed in fp32; so is the rest, and rounded once
         with torch.autocast("cpu", enabled=False):
             mask = None if mask is None else mask.float()
-            return math_attention(q.float() * scale, k.float(), v.float(), mask).bfloat16()
+            full = attend(q.float(), k.float(), v.float(), mask, scale, impl)
+        return full.bfloat16()
+    return attend(q, k, v, mask, scale, impl)
+
+
+def attend(
+    q: Float[Tensor, "b m n k"],
+    k: Float[Tensor, "b m s k"],
+    v: Float[Tensor, "b m s k"],
+    mask: Float[Tensor, "#b #m #n s"] | None,
+    scale: float,
+    impl: str,
+) -> Float[Tensor, "b m n k"]:
+    """`math` or `sdpa`, with bias and `valid` as one mask."""
+    if impl == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return math_attention(q * scale, k, v, mask)
+
+
+def fastest_on_cpu(q: Float[Tensor, "b m n k"]) -> str:
+    """`sdpa`, or `math` where a gradient is wanted or the CPU computes bf16 itself.
+
+    On an AVX2 core and windows of 256 tokens SDPA takes 0.7 times as long in fp32, also for bf16
+    that is computed in fp32 (benchmarks/walt.py). It has no fast kernel for a bias with a gradient,
+    nor for bf16, where CPUs that have units for it are 2.3 times faster with `math`.
+    """
+    low = q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    native = low and not detour(q)
+    return "math" if native or torch.is_grad_enabled() else "sdpa"
 
 
 def math_attention(
@@ -115,16 +143,14 @@ def load_flash() -> Callable[..., Tensor]:
 def resolve_attention(impl: str) -> str:
     """The implementation that `impl` stands for; only `auto` chooses, and logs its choice.
 
-    `auto` is `sdpa` where there is a GPU, and else `math`. On an AVX2 core SDPA by itself takes 0.7
-    times as long in fp32 and bf16, which is 2 % of a pass; but a training step takes 5 % longer,
-    for the bias has a gradient. With bf16 units SDPA is the slower one in bf16.
+    `auto` is `sdpa` where there is a GPU, and else `cpu`.
 
     Raises:
         ValueError: for an unknown name.
         ImportError: for `flash`, if flash-attn is not installed.
     """
     if impl == "auto":
-        impl = "sdpa" if torch.cuda.is_available() else "math"
+        impl = "sdpa" if torch.cuda.is_available() else "cpu"
         logger.info("attention 'auto' uses %r", impl)
         units = "native" if cpu_has_bf16() else "computed in fp32"
         logger.info("bf16 matrix products on the CPU: %s", units)
