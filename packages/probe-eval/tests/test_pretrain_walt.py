@@ -124,15 +124,15 @@ def test_training_fits(config: PretrainWaltConfig, accelerator: Accelerator) -> 
     """Four clips, seen again and again, whose latents a network of 16 channels can learn."""
     config = dataclasses.replace(
         config,
-        optim=OptimConfig(steps=40, batch_size=4, peak_lr=2e-2, warmup_steps=5),
+        optim=OptimConfig(steps=100, batch_size=4, peak_lr=1e-2, warmup_steps=5),
         data=dataclasses.replace(config.data, limit=4),
         ema_decay=0.0,
-        evaluate_every=40,
+        evaluate_every=100,
         keep_every=0,
-        checkpoint_every=100,
+        checkpoint_every=200,
     )
     losses = [row["loss"] for row in run_walt(config, accelerator)["losses"]]
-    assert losses[-1] < 0.8 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]  # each is of a few noise levels
 
 
 def test_an_image_model_is_trained_on_frames_alone(
