@@ -6,16 +6,19 @@ A process is killed by SIGKILL, at a call that is named or drawn: nothing in it 
 import json
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import walt_core
 import walt_tokenizer
 from probe_eval import checkpoints, harness
 from probe_eval.records import read_record
@@ -141,14 +144,13 @@ def test_killed_pretraining_ends_like_an_unbroken_one(
 
 
 RANDOMLY = """
-import json, os, signal, sys
+import importlib, json, os, runpy, signal, sys
 import av, matplotlib.image, torchmetrics.functional.image  # not what is to be killed
-import walt_tokenizer
 from probe_eval.cli import main
-from probe_eval.pretrain import tokenizer
 
-walt_tokenizer.TOKENIZERS["minimal"] = walt_tokenizer.TokenizerConfig(%s)
-limit, events, real = -1, 0, tokenizer.train
+runpy.run_path(sys.argv[1])["register"]()
+module = importlib.import_module(sys.argv[2])
+limit, events, real = -1, 0, module.train
 def watch(frame, event, argument):
     global events
     events += 1
@@ -161,43 +163,86 @@ def train(*args, **kwargs):
     finally:
         sys.setprofile(None)
         print("events", events, flush=True)
-tokenizer.train = train
-for limit, words in json.loads(sys.argv[1]):
+module.train = train
+for limit, words in json.loads(sys.argv[3]):
     child = os.fork()
     if not child:
         os._exit(main(words))
     print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """Runs commands, each in a process that dies at the given call or return during training."""
-MINIMAL = dict(
-    base_channels=4,
-    channel_multipliers=(1, 1, 1, 2),
-    num_res_blocks=1,
-    latent_channels=4,
-    norm_groups=4,
+SIZES = Path(__file__).parent / "minimal_sizes.py"
+
+
+@pytest.fixture
+def minimal() -> Iterator[dict[str, Any]]:
+    """The sizes of milliseconds, which this process knows by name."""
+    sizes = runpy.run_path(str(SIZES))
+    sizes["register"]()
+    yield sizes
+    del walt_tokenizer.TOKENIZERS["minimal"], walt_core.WALT_SIZES["minimal"]
+
+
+@pytest.fixture
+def words_of(
+    minimal: dict[str, Any], tokenizer_words: Words, tmp_path: Path
+) -> dict[str, Callable[[Path], list[str]]]:
+    """Functions that make the command lines of trainings of 7 steps."""
+    torch.manual_seed(0)
+    tokenizer = tmp_path / "given"
+    walt_tokenizer.VideoTokenizer(minimal["TOKENIZER"]).save_pretrained(tokenizer)
+
+    def walt_words(folder: Path) -> list[str]:
+        settings = {
+            "tokenizer": tokenizer,
+            "walt-size": "minimal",
+            "data.size": 16,
+            "data.num-frames": 5,
+            "data.limit": 6,
+            "image-batch-size": 2,
+            "ema-decay": 0.9,
+            "optim.steps": 7,
+            "optim.batch-size": 2,
+            "optim.warmup-steps": 1,
+            "evaluate-every": 3,
+            "evaluate-clips": 2,
+            "sample-clips": 1,
+            "sample-steps": 1,
+            "keep-every": 3,
+            "checkpoint-every": 2,
+        }
+        flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        return ["pretrain", "walt", "--output", str(folder), *flags]
+
+    return {
+        "tokenizer": lambda folder: tokenizer_words(folder, size="minimal", steps=7),
+        "walt": walt_words,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        ("tokenizer", ["tokenizer/model.safetensors", "discriminator.safetensors"]),
+        ("walt", [f"{folder}/model.safetensors" for folder in ("walt", "kept/step-00000006")]),
+    ],
 )
-
-
-def test_a_tokenizer_killed_at_ten_random_points_ends_like_an_unbroken_one(
+def test_a_training_killed_at_ten_random_points_ends_like_an_unbroken_one(
+    kind: str,
+    weights: list[str],
     main: Main,
     launch: Callable,
-    tokenizer_words: Words,
+    words_of: dict[str, Callable[[Path], list[str]]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Between any two lines of Python: in a step, in an evaluation, in a checkpoint."""
-    program = RANDOMLY % ", ".join(f"{name}={value}" for name, value in MINIMAL.items())
-    monkeypatch.setitem(
-        walt_tokenizer.TOKENIZERS, "minimal", walt_tokenizer.TokenizerConfig(**MINIMAL)
-    )
-
-    def words(folder: Path) -> list[str]:
-        return tokenizer_words(folder, size="minimal", steps=7)
+    words = words_of[kind]
 
     def run_until(points: list[int], folders: list[Path]) -> "subprocess.CompletedProcess[str]":
         runs = [(point, words(folder)) for point, folder in zip(points, folders, strict=True)]
-        return launch(sys.executable, "-c", program, json.dumps(runs))
+        module = f"probe_eval.pretrain.{kind}"
+        return launch(sys.executable, "-c", RANDOMLY, SIZES, module, json.dumps(runs))
 
     done = run_until([-1], [tmp_path / "whole"])
     assert done.stdout.endswith("ended 0\n"), done.stderr
@@ -208,15 +253,16 @@ def test_a_tokenizer_killed_at_ten_random_points_ends_like_an_unbroken_one(
     record = json.loads((tmp_path / "whole" / "record.json").read_text())
     folders = [tmp_path / str(point) for point in points]
     done = run_until(points, folders)
-    assert done.stdout.splitlines() == [f"ended {-signal.SIGKILL}"] * 10, done.stderr
+    ends = [line for line in done.stdout.splitlines() if line.startswith("ended")]
+    assert ends == [f"ended {-signal.SIGKILL}"] * 10, done.stderr
     for point, folder in zip(points, folders, strict=True):
         for checkpoint in (folder / "checkpoints").glob("step-*"):
             checkpoints.verify(checkpoint)
         assert main(*words(folder)) == 0
         assert names(folder) == names(tmp_path / "whole")
-        for name in ("tokenizer/model.safetensors", "discriminator.safetensors"):
+        for name in weights:
             assert_equal_weights(folder / name, tmp_path / "whole" / name)
         found = json.loads((folder / "record.json").read_text())
-        for name in ("losses", "evaluations", "tokenizer"):
+        for name in ("losses", "evaluations", kind):
             assert found[name] == record[name], (point, name)
     assert "unreadable" not in caplog.text

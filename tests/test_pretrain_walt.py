@@ -1,4 +1,4 @@
-"""A denoiser trained by two processes, in shards, and after being killed, is the same denoiser."""
+"""A denoiser trained by two processes, or in shards, is the same denoiser."""
 
 import json
 import runpy
@@ -15,6 +15,7 @@ import walt_core
 import walt_tokenizer
 
 PROCESS = Path(__file__).parent / "walt_process.py"
+SIZES = Path(__file__).parent / "minimal_sizes.py"
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -34,15 +35,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Words:
     """
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     torch.manual_seed(0)
-    walt_tokenizer.VideoTokenizer(
-        walt_tokenizer.TokenizerConfig(
-            base_channels=8,
-            channel_multipliers=(1, 1, 1, 2),
-            num_res_blocks=1,
-            latent_channels=4,
-            norm_groups=4,
-        )
-    ).save_pretrained(tokenizer)
+    sizes = runpy.run_path(str(SIZES))
+    walt_tokenizer.VideoTokenizer(sizes["TOKENIZER"]).save_pretrained(tokenizer)
     settings = {
         "tokenizer": tokenizer,
         "walt-size": "minimal",
@@ -91,7 +85,7 @@ def train(launch: Callable, tool: Callable[[str], str]) -> Train:
 @pytest.fixture(scope="module")
 def here(main: Callable[..., int]) -> Iterator[Callable[[list[str]], int]]:
     """Function that runs a command line in this process."""
-    walt_core.WALT_SIZES["minimal"] = runpy.run_path(str(PROCESS))["SIZE"]
+    walt_core.WALT_SIZES["minimal"] = runpy.run_path(str(SIZES))["WALT"]
     yield lambda words: main(*words)
     del walt_core.WALT_SIZES["minimal"]
 
@@ -147,16 +141,3 @@ def test_a_sharded_run_that_is_stopped_ends_like_one_that_is_whole(
     assert "goes on at step 41\n" in done.stdout
     # 1e-4: the norm that clips is summed over the shards, in another order.
     assert_equal_runs(folder, one, 1e-4)
-
-
-def test_a_run_that_is_killed_ends_like_an_unbroken_one(
-    train: Train, here: Callable, words: Words, one: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "killed"
-    command = words(folder, optim__accumulate=2)
-    assert train(command, processes=1, env={"KILLED_AT": "33"}).returncode < 0
-    assert {path.name for path in folder.iterdir()} == {
-        *("run.json", "latents.safetensors", "checkpoints", "samples", "kept")
-    }
-    assert here(command) == 0
-    assert_equal_runs(folder, one, 0.0)

@@ -1,30 +1,17 @@
-"""A process of the program that knows a denoiser of milliseconds, can be killed, and can shard.
+"""A process of the program that knows a denoiser of milliseconds, can stop, and can shard.
 
-`KILLED_AT`: number of the training step, from 1, in which it is killed. `STOPPED_AT`: likewise, but
-it stops as at Ctrl-C, and begins again. `ACCELERATE_USE_FSDP`: Accelerate shards only on GPUs, so
+`STOPPED_AT`: number of the training step, from 1, in which it stops as at Ctrl-C, to begin again.
+`ACCELERATE_USE_FSDP`: Accelerate shards only on GPUs, so
 it is told here that it does, after which its own code for FSDP 2 runs on CPUs as it is.
 """
 
 import os
-import signal
 import sys
 
-import walt_core
+import minimal_sizes
+
 from probe_eval import distributed, harness
 from probe_eval.config import OptimConfig
-
-SIZE = walt_core.WaltConfig(
-    width=16,
-    depth=2,
-    num_heads=2,
-    latent_channels=4,
-    latent_size=(2, 2, 2),
-    spatial_window=(1, 2, 2),
-    spatiotemporal_window=(2, 2, 2),
-    self_conditioning=True,
-    frame_conditioning=True,
-)
-"""For clips of 5 x 16 x 16 and the smallest tokenizer."""
 
 
 def shard() -> None:
@@ -46,13 +33,11 @@ def shard() -> None:
     distributed.create_accelerator = create_accelerator
 
 
-def die_in(doomed: int, kill: bool) -> None:
-    """Has the process end in a step of training; a stop happens once, killing as often as run."""
+def stop_in(doomed: int) -> None:
+    """Has the process stop in a step of training, once; says at which step the next one begins."""
     rate = harness.learning_rate
 
-    def deadly(config: OptimConfig, step: int) -> float:
-        if step + 1 == doomed and kill:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def stopping(config: OptimConfig, step: int) -> float:
         if step + 1 == doomed:
             harness.learning_rate = told
             raise KeyboardInterrupt
@@ -64,18 +49,16 @@ def die_in(doomed: int, kill: bool) -> None:
         harness.learning_rate = rate
         return rate(config, step)
 
-    harness.learning_rate = deadly
+    harness.learning_rate = stopping
 
 
 if __name__ == "__main__":
-    walt_core.WALT_SIZES["minimal"] = SIZE
+    minimal_sizes.register()
     if "ACCELERATE_USE_FSDP" in os.environ:
         shard()
     from probe_eval.cli import main
 
-    if "KILLED_AT" in os.environ:
-        die_in(int(os.environ["KILLED_AT"]), kill=True)
     if "STOPPED_AT" in os.environ:
-        die_in(int(os.environ["STOPPED_AT"]), kill=False)
+        stop_in(int(os.environ["STOPPED_AT"]))
         assert main(sys.argv[1:]) == 130
     raise SystemExit(main(sys.argv[1:]))

@@ -307,8 +307,8 @@ def pretrain_walt(words: list[str]) -> int:
         return 0
     final = run_walt(config, accelerator)["final"]
     accelerator.print(
-        f"validation loss {final['validation_loss']:.4f}, {final['factor']:.2f} times below the "
-        f"best constant's {final['constant_loss']:.4f}  {config.output}/record.json"
+        f"validation loss {final['validation_loss']:.4f}, that of the best constant "
+        f"{final['constant_loss']:.4f}, factor {final['factor']:.2f}  {config.output}/record.json"
     )
     return 0
 
