@@ -1,14 +1,14 @@
 """A process of the program that knows a denoiser of milliseconds, can stop, and can shard.
 
 `STOPPED_AT`: number of the training step, from 1, in which it stops as at Ctrl-C, to begin again.
-`ACCELERATE_USE_FSDP`: Accelerate shards only on GPUs, so
-it is told here that it does, after which its own code for FSDP 2 runs on CPUs as it is.
+`ACCELERATE_USE_FSDP`: Accelerate shards only on GPUs, so it is told here that it does, after which
+its own code for FSDP 2 runs on CPUs as it is.
 """
 
 import os
+import runpy
 import sys
-
-import minimal_sizes
+from pathlib import Path
 
 from probe_eval import distributed, harness
 from probe_eval.config import OptimConfig
@@ -53,7 +53,7 @@ def stop_in(doomed: int) -> None:
 
 
 if __name__ == "__main__":
-    minimal_sizes.register()
+    runpy.run_path(str(Path(__file__).parent / "minimal_sizes.py"))["register"]()
     if "ACCELERATE_USE_FSDP" in os.environ:
         shard()
     from probe_eval.cli import main
