@@ -107,11 +107,6 @@ def test_a_loaded_model_can_be_trained(folder: Path) -> None:
     assert loaded.patch_embed.weight.grad is not None
 
 
-def test_the_loaded_model_goes_where_it_is_told(folder: Path) -> None:
-    loaded = Walt.from_pretrained(folder, device="meta")
-    assert {value.device.type for value in loaded.state_dict().values()} == {"meta"}
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_loaded_model_has_the_type_it_is_told(
     saved: Walt, folder: Path, assert_same: Same, dtype: torch.dtype
@@ -398,13 +393,3 @@ def test_a_missing_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(FileNotFoundError, match=rf"there is no folder {name}; expected one that"):
         Walt.from_pretrained(name)
-
-
-@pytest.mark.usefixtures("_unchecked")
-def test_attention_can_be_chosen_anew(saved: Walt, assert_same: Same, folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    loaded = Walt.from_pretrained(folder, attention="sdpa")
-    assert config["attention"] == "auto"
-    assert loaded.config == dataclasses.replace(saved.config, attention="sdpa")
-    with pytest.raises(ValueError, match="attention 'flsh' must be one of auto, math"):
-        Walt.from_pretrained(folder, attention="flsh")  # type: ignore[arg-type]

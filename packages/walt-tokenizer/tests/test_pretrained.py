@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -136,6 +137,19 @@ def test_a_card_that_someone_wrote_stays(model: VideoTokenizer, folder: Path) ->
     (folder / "README.md").write_text("ours")
     model.save_pretrained(folder)
     assert (folder / "README.md").read_text() == "ours"
+
+
+def test_a_card_is_there_whole_or_not_at_all(
+    model: VideoTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(self: ModelCard, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ModelCard, "save", write_half)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_saving_again_replaces(
@@ -353,3 +367,22 @@ def test_a_missing_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(FileNotFoundError, match=rf"there is no folder {name}; expected one that"):
         VideoTokenizer.from_pretrained(name)
+
+
+@pytest.mark.parametrize("inside", ["", "{", "a tokenizer", "[]"])
+def test_weights_with_something_else_inside_are_refused(folder: Path, inside: str) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, {"config": inside})
+    with pytest.raises(ValueError, match=r"model\.safetensors was saved with another config"):
+        VideoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("base_channels", 8.5), ("num_res_blocks", 1.5), ("latent_channels", None)]
+)
+def test_types_that_only_building_finds_are_refused(folder: Path, name: str, value: object) -> None:
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    save_file(load_file(weights), weights)  # which are then judged by their shapes
+    with pytest.raises(ValueError, match=r"config\.json holds no valid tokenizer configuration"):
+        VideoTokenizer.from_pretrained(folder)

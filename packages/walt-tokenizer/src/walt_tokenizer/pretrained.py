@@ -21,6 +21,8 @@ from walt_tokenizer.config import TokenizerConfig
 FORMAT = "walt-tokenizer/1"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+INVALID = "holds no valid tokenizer configuration"
 
 # `Self` would be refused by the shape checker of the tests.
 Model = TypeVar("Model", bound="PretrainedModel")
@@ -37,7 +39,7 @@ class PretrainedModel(
         """Writes `config.json`, `model.safetensors` and a model card to a folder.
 
         Args:
-            save_directory: the folder; made where it lacks.
+            save_directory: the folder; made where it lacks. A card that is there stays.
             options: `push_to_hub=True` with `repo_id` and whatever else `push_to_hub` takes.
 
         Returns:
@@ -56,9 +58,10 @@ class PretrainedModel(
             save_file(state, partial, {"format": "pt", "config": config})
         with Replacement(folder / CONFIG_FILE) as partial:
             partial.write_text(config + "\n", encoding="utf-8")
-        card = folder / "README.md"
-        if not card.exists():
-            self.generate_model_card(**options.get("model_card_kwargs") or {}).save(card)
+        if not (folder / CARD_FILE).exists():
+            card = self.generate_model_card(**options.get("model_card_kwargs") or {})
+            with Replacement(folder / CARD_FILE) as partial:
+                card.save(partial)
         if not options.pop("push_to_hub", False):
             return None
         options.pop("config", None)
@@ -90,13 +93,16 @@ class PretrainedModel(
         config = read_config(config_path)
         metadata, state = read_weights(weights_path)
         inside = metadata.get("config")
-        if inside is not None and json.loads(inside) != json.loads(config_path.read_text("utf-8")):
+        if inside is not None and parse(inside) != parse(config_path.read_text("utf-8")):
             raise ValueError(
                 f"{weights_path} was saved with another configuration than {config_path} says; "
                 "copy both files of one model"
             )
-        with torch.device("meta"):
-            model = cls(config)
+        try:
+            with torch.device("meta"):
+                model = cls(config)
+        except TypeError as error:  # of a field, such as 2.5 channels
+            raise ValueError(f"{config_path} {INVALID}: {error}") from error
         problems = mismatches(model.state_dict(), state)
         if problems:
             raise ValueError(f"{weights_path} does not fit {config}: {'; '.join(problems)}")
@@ -155,7 +161,15 @@ def read_config(path: Path) -> TokenizerConfig:
     try:
         return TokenizerConfig.from_dict(values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no valid tokenizer configuration: {error}") from error
+        raise ValueError(f"{path} {INVALID}: {error}") from error
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text, and None for what is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
