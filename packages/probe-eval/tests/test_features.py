@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from probe_datasets.moving_shapes import MovingShapes
-from probe_eval import features as module
+from probe_eval import distributed
 from probe_eval.backbones.walt import WaltBackbone, load
 from probe_eval.config import FeatureConfig
 from probe_eval.features import FeatureStore, check_memory, extract_features
@@ -74,7 +74,7 @@ def test_processes_share_the_chunks(
         parts.extend(items)
         return list(parts)
 
-    monkeypatch.setattr(module, "gather_items", keep)
+    monkeypatch.setattr(distributed, "gather_items", keep)
     extract = inspect.unwrap(extract_features)  # a Rank is no Accelerator
     for rank in range(world):
         table = extract(backbone, shapes, config(2), Rank(rank), title="t")

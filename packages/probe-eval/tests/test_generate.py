@@ -110,7 +110,7 @@ def pixels(config: GenerateConfig, accelerator: Accelerator, **changes: Any) -> 
         return clips
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probe_eval.generate.generate_clips", watch)
+        patch.setattr("probe_eval.sampling.generate_clips", watch)
         output = f"{config.output}-{len(list(Path(config.output).parent.glob('out*')))}"
         run_generate(dataclasses.replace(config, output=output, **changes), accelerator)
     return seen[0]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from probe_datasets import read_frames, scan_video
-from probe_eval.report.grids import grid, rows, write_clips
-from probe_eval.report.reconstructions import GAP, GAP_LEVEL
+from probe_eval.report.grids import grid, write_clips
+from probe_eval.report.reconstructions import GAP, GAP_LEVEL, frame_rows
 
 
 def clips_of(number: int, frames: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_a_grid_has_every_clip_once_in_reading_order() -> None:
 
 def test_rows_have_the_first_and_the_last_frame() -> None:
     clips = clips_of(2, 17)
-    picture = rows(clips)
+    picture = frame_rows(clips)
     side = 8 + GAP
     assert picture.shape == (3, 2 * side - GAP, 8 * side - GAP)
     assert picture[0, 0, 0] == 0

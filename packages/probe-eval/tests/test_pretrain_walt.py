@@ -15,11 +15,11 @@ import walt_core
 import walt_tokenizer
 from probe_eval.backbones.walt import load_denoiser, load_tokenizer
 from probe_eval.config import DataConfig, GenerateConfig, OptimConfig
-from probe_eval.data import open_split
+from probe_eval.data import FirstClips, open_split
 from probe_eval.generate import run_generate
 from probe_eval.pretrain import walt as module
 from probe_eval.pretrain.config import ConditionRates, PretrainWaltConfig
-from probe_eval.pretrain.latents import encode_clips, first_clips
+from probe_eval.pretrain.latents import encode_clips
 from probe_eval.pretrain.walt import describe_walt, run_walt
 from probe_eval.text import TextStates, write_states
 
@@ -173,7 +173,7 @@ def test_latents_are_encoded_once_and_alike_in_any_batch(
     assert latents["videos"].shape == (8, 4, 2, 2, 2)
     assert latents["images"].shape == (16, 4, 1, 2, 2)
     assert latents["label.action"].tolist() == [dataset[i]["labels"]["action"] for i in range(8)]
-    few = encode_clips(tokenizer, first_clips(dataset, 3), accelerator, **options)
+    few = encode_clips(tokenizer, FirstClips(dataset, 3), accelerator, **options)
     # 1e-5: the batch decides in which order the convolutions add.
     torch.testing.assert_close(few["images"], latents["images"][:6], atol=1e-5, rtol=1e-5)
     with monkeypatch.context() as patch:

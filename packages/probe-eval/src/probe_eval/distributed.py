@@ -1,7 +1,7 @@
 """One or many processes: what each of them is, and what they tell each other."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def create_accelerator() -> "Accelerator":
     return accelerator
 
 
+def share(accelerator: "Accelerator", items: Iterable[T]) -> list[T]:
+    """The items that are this process's part of the work."""
+    return list(items)[accelerator.process_index :: accelerator.num_processes]
+
+
 def gather_items(accelerator: "Accelerator", items: Sequence[T]) -> list[T]:
     """All processes' items on every process, in the order of the ranks."""
     if accelerator.num_processes == 1:
@@ -48,3 +53,9 @@ def gather_items(accelerator: "Accelerator", items: Sequence[T]) -> list[T]:
     from accelerate.utils import gather_object
 
     return list(gather_object(list(items)))
+
+
+def gather_ordered(accelerator: "Accelerator", items: Sequence[tuple[int, T]]) -> list[T]:
+    """What all processes made, on every process, in the order of the number that stands before."""
+    parts = sorted(gather_items(accelerator, items), key=lambda part: part[0])
+    return [made for _, made in parts]

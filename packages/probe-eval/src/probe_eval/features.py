@@ -15,7 +15,7 @@ from torch import Tensor
 from probe_datasets import ClipDataset
 from probe_eval.backbone import FrozenBackbone
 from probe_eval.config import FeatureConfig
-from probe_eval.distributed import gather_items
+from probe_eval.distributed import gather_ordered, share
 from probe_eval.progress import Tracker
 
 Labels = dict[str, Any]
@@ -53,8 +53,8 @@ def extract_features(
         range(first, min(first + config.batch_size, len(dataset)))
         for first in range(0, len(dataset), config.batch_size)
     ]
-    mine = chunks[accelerator.process_index :: accelerator.num_processes]
-    done: list[tuple[int, Tensor, list[Labels]]] = []
+    mine = share(accelerator, chunks)
+    done: list[tuple[int, tuple[Tensor, list[Labels]]]] = []
     with Tracker(title, len(dataset)) as tracker:
         for chunk in mine:
             examples = [dataset[index] for index in chunk]
@@ -70,11 +70,11 @@ def extract_features(
                 {name: value for name, value in example.items() if name != "video"}
                 for example in examples
             ]
-            done.append((chunk.start, features, labels))
+            done.append((chunk.start, (features, labels)))
             tracker.advance(min(len(chunk) * accelerator.num_processes, len(dataset)))
-    everyone = sorted(gather_items(accelerator, done), key=lambda part: part[0])
-    table, _ = pack([features for _, features, _ in everyone], "* t h w d")
-    rows = tuple(example for _, _, examples in everyone for example in examples)
+    everyone = gather_ordered(accelerator, done)
+    table, _ = pack([features for features, _ in everyone], "* t h w d")
+    rows = tuple(example for _, examples in everyone for example in examples)
     return FeatureTable(features=table.clone(), examples=rows)
 
 

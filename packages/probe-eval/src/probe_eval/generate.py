@@ -18,17 +18,19 @@ import walt_core
 import walt_tokenizer
 from probe_datasets import centre_crop, read_frames, resize_short_side, scan_video, to_float
 from probe_eval import records, runs
-from probe_eval.backbones.walt import check_pair, hash_weights, load_denoiser, load_tokenizer
+from probe_eval.backbones.walt import (
+    MODEL_FILE,
+    check_pair,
+    hash_weights,
+    load_denoiser,
+    load_tokenizer,
+)
 from probe_eval.config import GenerateConfig
-from probe_eval.distributed import gather_items
-from probe_eval.progress import Tracker
 from probe_eval.report.grids import write_clips
-from probe_eval.sampling import CONTINUED_LATENTS, Request, generate_clips
+from probe_eval.sampling import CONTINUED_LATENTS, Request, generate_together
 from probe_eval.text import TextStates, encode_prompts, read_states
 
 RECORD_FILE = "record.json"
-MODEL_FILE = "model.json"
-SCHEMA_VERSION = 1
 
 
 def run_generate(config: GenerateConfig, accelerator: Accelerator) -> dict[str, Any]:
@@ -84,13 +86,9 @@ def run_generate(config: GenerateConfig, accelerator: Accelerator) -> dict[str, 
         batch_size=config.batch_size,
     )
     denoiser = denoiser.to(accelerator.device)
-    mine = list(range(config.num_samples))[accelerator.process_index :: accelerator.num_processes]
-    with Tracker("generate", len(mine) * config.steps * config.num_clips) as tracker:
-        clips = generate_clips(denoiser, tokenizer, request, mine, accelerator, tracker)
-    parts = gather_items(accelerator, list(zip(mine, clips, strict=True)))
-    samples = torch.stack([clip for _, clip in sorted(parts, key=lambda part: part[0])])
+    samples = generate_together(denoiser, tokenizer, request, accelerator, "generate")
     record = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": records.SCHEMA_VERSION,
         "task": "generate",
         "samples": {
             "number": len(samples),

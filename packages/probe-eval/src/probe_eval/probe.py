@@ -21,7 +21,7 @@ from probe_eval.backbone import FrozenBackbone, check_features, load_backbone
 from probe_eval.checkpoints import finish
 from probe_eval.config import ProbeConfig
 from probe_eval.data import open_split
-from probe_eval.distributed import gather_items
+from probe_eval.distributed import gather_items, share
 from probe_eval.features import FeatureStore, FeatureTable
 from probe_eval.harness import Batch, Loss, Objective, check_batch, stream, train
 from probe_eval.metrics.state import SampleScores
@@ -180,7 +180,7 @@ def evaluate(
     readout.eval()
     state = SampleScores()
     starts = range(0, len(samples), EVALUATION_BATCH)
-    for start in list(starts)[accelerator.process_index :: accelerator.num_processes]:
+    for start in share(accelerator, starts):
         rows = range(start, min(start + EVALUATION_BATCH, len(samples)))
         batch = {
             name: value.to(accelerator.device)

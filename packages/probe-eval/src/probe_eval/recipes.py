@@ -19,9 +19,7 @@ class DemoConfig:
     """Readout seeds of every probe."""
     pretrain: PretrainTwinsConfig = PretrainTwinsConfig()
     """Pretraining; its output goes below the results folder."""
-    optim: OptimConfig = OptimConfig(
-        steps=400, batch_size=32, peak_lr=3e-3, end_lr=1e-6, warmup_steps=30
-    )
+    optim: OptimConfig = SHORT
     """How every readout is trained."""
 
     def __post_init__(self) -> None:

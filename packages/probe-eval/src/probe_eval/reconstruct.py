@@ -39,7 +39,6 @@ from probe_eval.report.video import VideoWriter
 logger = logging.getLogger(__name__)
 RECORD_FILE = "record.json"
 VIDEO_FILE = "side-by-side.mp4"
-SCHEMA_VERSION = 1
 READ_BYTES = 1 << 27  # of frames decoded at a time: each time, decoding begins at a keyframe
 READ_FRAMES = 256
 PIECE_FRAMES = 16  # handed to the tokenizer at a time
@@ -96,7 +95,7 @@ def run_reconstruct(
         folder,
     )
     record = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": records.SCHEMA_VERSION,
         "task": "reconstruct",
         "metrics": {"psnr": psnr.compute(), "ssim": ssim.compute()},
         "video": {

@@ -24,12 +24,14 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+def write_tensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None
+) -> None:
     """Writes tensors as safetensors so that the file is there whole or not at all."""
     from safetensors.torch import save_file
 
     with replacing(path) as partial:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
 
 
 @contextlib.contextmanager

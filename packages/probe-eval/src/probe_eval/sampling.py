@@ -3,6 +3,7 @@
 Axes: b batch, c channels, t h w latent grid, p known latent frames, T H W pixels.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import walt_core
 import walt_tokenizer
+from probe_eval.distributed import gather_ordered, share
 from probe_eval.harness import stream
 from probe_eval.progress import Tracker
 from probe_eval.text import TextStates
@@ -64,6 +66,32 @@ class Request:
             values["past"][:, :, :known] = self.past.to(like)
             values["past_frames"] = torch.full((len(places),), known, device=like.device)
         return walt_core.Conditions(**values)
+
+
+def generate_together(
+    model: walt_core.Walt,
+    tokenizer: walt_tokenizer.VideoTokenizer,
+    request: Request,
+    accelerator: Accelerator,
+    title: str = "",
+) -> Float[Tensor, "b 3 T H W"]:
+    """All samples of a request, on every process, each of which makes a share of them.
+
+    Args:
+        model: as for `generate_clips`.
+        tokenizer: likewise.
+        request: all samples.
+        accelerator: device, precision and processes.
+        title: shown beside a progress bar; empty for none.
+    """
+    mine = share(accelerator, range(request.number))
+    with contextlib.ExitStack() as stack:
+        tracker = None
+        if title:
+            total = len(mine) * request.steps * request.num_clips
+            tracker = stack.enter_context(Tracker(title, total))
+        clips = generate_clips(model, tokenizer, request, mine, accelerator, tracker)
+    return torch.stack(gather_ordered(accelerator, list(zip(mine, clips, strict=True))))
 
 
 @torch.no_grad()

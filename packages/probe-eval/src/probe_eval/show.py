@@ -17,6 +17,7 @@ from probe_datasets import centre_crop, clip_indices, read_frames, resize_short_
 from probe_datasets import to_float as bytes_to_float
 from probe_eval.backbone import check_features, load_backbone
 from probe_eval.config import ShowConfig
+from probe_eval.distributed import share
 from probe_eval.progress import track
 from probe_eval.report.figures import draw_twins
 
@@ -65,7 +66,7 @@ def run_show(
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file; choose a folder as --output")
     pictures = {}
-    mine = list(indices.items())[accelerator.process_index :: accelerator.num_processes]
+    mine = share(accelerator, indices.items())
     for video, picked in track(mine, "show", len(mine)):
         frames = centre_crop(
             resize_short_side(read_frames(video, picked), config.size), config.size

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probe_eval.config import EmbedConfig
-from probe_eval.runs import replacing
+from probe_eval.runs import write_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,15 +87,12 @@ class TextStates:
 
 def write_states(path: Path, text: TextStates) -> None:
     """Writes states as safetensors, one tensor for each prompt, whole or not at all."""
-    from safetensors.torch import save_file
-
     tensors = {
-        f"states.{number}": text.states[number, text.valid[number]].contiguous()
+        f"states.{number}": text.states[number, text.valid[number]]
         for number in range(len(text.prompts))
     }
     metadata = {"format": FORMAT, "encoder": text.encoder, "prompts": json.dumps(text.prompts)}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def read_states(path: str | Path) -> TextStates:

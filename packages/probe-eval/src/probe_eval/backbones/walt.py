@@ -16,6 +16,8 @@ import walt_tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
 MODEL_FILES = ("config.json", "model.safetensors")
+MODEL_FILE = "model.json"
+"""Beside them: what is known of the training."""
 WINDOWS: dict[str, walt_core.Windows] = {"i-walt": "spatial", "v-walt": "spatiotemporal"}
 
 
@@ -107,6 +109,20 @@ def is_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in MODEL_FILES)
 
 
+def check_files(folder: str | Path, what: str, command: str) -> None:
+    """Checks that the files of a model lie in a folder.
+
+    Raises:
+        FileNotFoundError: naming the one that does not, and the command that makes them.
+    """
+    for name in MODEL_FILES:
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(
+                f"folder {folder} has no {name}, so it holds no {what}; make one with "
+                f"`probe-eval {command}`, which leaves it in its folder {command.split()[-1]}/"
+            )
+
+
 def load_tokenizer(folder: str | Path) -> walt_tokenizer.VideoTokenizer:
     """Reads a tokenizer, in evaluation mode, from a folder of this machine.
 
@@ -114,12 +130,7 @@ def load_tokenizer(folder: str | Path) -> walt_tokenizer.VideoTokenizer:
         FileNotFoundError: if the folder is not one of a tokenizer.
         ValueError: if a file is damaged.
     """
-    for name in MODEL_FILES:
-        if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(
-                f"folder {folder} has no {name}, so it holds no tokenizer; make one with "
-                "`probe-eval pretrain tokenizer`, which leaves it in its folder tokenizer/"
-            )
+    check_files(folder, "tokenizer", "pretrain tokenizer")
     return walt_tokenizer.VideoTokenizer.from_pretrained(folder).eval()
 
 
@@ -130,12 +141,7 @@ def load_denoiser(folder: str | Path) -> walt_core.Walt:
         FileNotFoundError: if the folder is not one of a denoiser.
         ValueError: if a file is damaged.
     """
-    for name in MODEL_FILES:
-        if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(
-                f"folder {folder} has no {name}, so it holds no denoiser; make one with "
-                "`probe-eval pretrain walt`, which leaves it in its folder walt/"
-            )
+    check_files(folder, "denoiser", "pretrain walt")
     return walt_core.Walt.from_pretrained(folder).eval()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import walt_tokenizer
 from probe_datasets import ClipDataset
-from probe_eval.distributed import gather_items
+from probe_eval.distributed import gather_items, share
 from probe_eval.harness import Row
 from probe_eval.metrics.frechet import FrechetState, frechet_distance
 from probe_eval.metrics.reconstruction import LpipsState, PsnrState, SsimState
@@ -99,7 +99,7 @@ def measure(
     size = clips_at_once(dataset[indices[0]]["video"].shape[1:])
     starts = range(0, len(indices), size)
     mine: list[States] = []
-    for start in list(starts)[accelerator.process_index :: accelerator.num_processes]:
+    for start in share(accelerator, starts):
         picked = indices[start : start + size]
         names = [dataset.sample_id(index) for index in picked]
         clips = load_clips(dataset, picked).to(accelerator.device)

@@ -20,15 +20,13 @@ import walt_tokenizer
 from probe_datasets import ClipDataset
 from probe_eval import runs
 from probe_eval.config import DataConfig
-from probe_eval.data import FirstClips
-from probe_eval.distributed import gather_items
+from probe_eval.distributed import gather_ordered, share
 from probe_eval.harness import Batch, stream
-from probe_eval.pretrain.samples import clips_at_once
+from probe_eval.pretrain.samples import GIGABYTE, clips_at_once
 from probe_eval.progress import Tracker
 
 LATENTS_FILE = "latents.safetensors"
 LABEL = "label."
-GIGABYTE = 1e9
 
 
 class Latents(Dataset[Batch]):
@@ -79,7 +77,7 @@ def encode_clips(
     starts = range(0, len(dataset), size)
     done = []
     with Tracker(title, len(dataset)) as tracker:
-        for start in list(starts)[accelerator.process_index :: accelerator.num_processes]:
+        for start in share(accelerator, starts):
             indices = range(start, min(start + size, len(dataset)))
             examples: list[Any] = [dataset[index] for index in indices]
             video = torch.stack([example["video"] for example in examples])
@@ -101,16 +99,11 @@ def encode_clips(
             }
             done.append((start, {name: value.cpu() for name, value in part.items()}))
             tracker.advance(min(len(indices) * accelerator.num_processes, len(dataset)))
-    parts = [part for _, part in sorted(gather_items(accelerator, done), key=lambda p: p[0])]
+    parts = gather_ordered(accelerator, done)
     latents = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
     if path is not None and accelerator.is_main_process:
         runs.write_tensors(path, latents)
     return latents
-
-
-def first_clips(dataset: ClipDataset, number: int) -> ClipDataset:
-    """The first clips of a data set, at most so many."""
-    return FirstClips(dataset, number)
 
 
 def latent_grid(data: DataConfig, sizes: walt_tokenizer.TokenizerConfig) -> tuple[int, int, int]:

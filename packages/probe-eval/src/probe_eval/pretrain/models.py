@@ -1,4 +1,4 @@
-"""The models of a tokenizer's training, from its configuration."""
+"""The models of a training, from its configuration."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+import walt_core
 import walt_tokenizer
 from probe_eval.backbones.walt import hash_weights, load_tokenizer
 from probe_eval.config import DataConfig, OptimConfig
@@ -62,6 +63,17 @@ def create_tokenizer(training: Training, seed: int) -> walt_tokenizer.VideoToken
         return walt_tokenizer.VideoTokenizer(sizes)
     start = load_tokenizer(training.start_from)
     return start if start.config == sizes else walt_tokenizer.inflate(start, sizes)
+
+
+def create_denoiser(
+    size: walt_core.WaltConfig, tokenizer: walt_tokenizer.VideoTokenizer, seed: int
+) -> walt_core.Walt:
+    """A new denoiser for the latents of a tokenizer, whose statistics it records."""
+    torch.manual_seed(seed)
+    model = walt_core.Walt(size)
+    model.latent_mean.copy_(tokenizer.latent_mean)
+    model.latent_std.copy_(tokenizer.latent_std)
+    return model
 
 
 def identify(training: Training, identity: dict[str, Any]) -> None:

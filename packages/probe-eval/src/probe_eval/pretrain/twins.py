@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -17,6 +16,7 @@ import walt_tokenizer
 from probe_datasets import ClipDataset
 from probe_eval import records, runs
 from probe_eval.backbones.walt import (
+    MODEL_FILE,
     TOKENIZER_FOLDER,
     WINDOWS,
     hash_weights,
@@ -36,7 +36,6 @@ from probe_eval.pretrain.evaluation import measure
 from probe_eval.pretrain.latents import LATENTS_FILE, Latents, check_latents, encode_clips
 from probe_eval.pretrain.samples import Stretches
 
-MODEL_FILE = "model.json"
 HELD_OUT_CLIPS = 32
 
 
@@ -150,12 +149,8 @@ def train_walt(
     """Trains one of the twins on latents of the tokenizer, and writes it."""
     started = time.monotonic()
     optim = config.image_walt if name == "i-walt" else config.video_walt
-    torch.manual_seed(config.seed)
-    model = walt_core.Walt(
-        dataclasses.replace(walt_core.WALT_SIZES[config.walt_size], windows=WINDOWS[name])
-    )
-    model.latent_mean.copy_(tokenizer.latent_mean)
-    model.latent_std.copy_(tokenizer.latent_std)
+    size = dataclasses.replace(walt_core.WALT_SIZES[config.walt_size], windows=WINDOWS[name])
+    model = models.create_denoiser(size, tokenizer, config.seed)
     samples = latents["images"] if name == "i-walt" else latents["videos"]
     objective = WaltObjective(name, model, Latents({"latents": samples}), accelerator=accelerator)
     history = train(
@@ -211,13 +206,12 @@ def describe_twins(config: PretrainTwinsConfig, accelerator: Accelerator) -> str
         lines = [f"tokenizer   as it is in {config.tokenizer_from}"]
     else:
         lines = models.describe_training(config.tokenizer, config.data, accelerator)
-    with torch.device("meta"):
-        walt = walt_core.Walt(walt_core.WALT_SIZES[config.walt_size])
+    number = walt_core.num_parameters(walt_core.WALT_SIZES[config.walt_size])
     images = len(dataset) * config.images_per_clip
     return "\n".join(
         [
             *lines,
-            f"twins       {config.walt_size}: {models.count(walt):,} parameters each",
+            f"twins       {config.walt_size}: {number:,} parameters each",
             f"i-walt      {models.split(config.image_walt, accelerator)} of {images:,} images",
             f"v-walt      {models.split(config.video_walt, accelerator)} of {len(dataset):,} "
             f"clips of {config.data.dataset}",

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 import walt_tokenizer
-from probe_eval.distributed import gather_items
+from probe_eval.distributed import gather_ordered, share
 from probe_eval.harness import Batch, Row, stream
 from probe_eval.pretrain.denoising import conditions_of
 from probe_eval.pretrain.latents import Latents
 from probe_eval.report.grids import write_clips
-from probe_eval.sampling import Request, generate_clips
+from probe_eval.sampling import Request, generate_together
 from probe_eval.text import TextStates
 from walt_core import Rates, Walt, denoising_loss, draw
 
@@ -62,13 +62,13 @@ class HeldOutLoss:
         number = len(self.samples) * LEVELS
         done = []
         starts = range(0, number, BATCH)
-        for start in list(starts)[self.accelerator.process_index :: self.accelerator.num_processes]:
+        for start in share(self.accelerator, starts):
             draws = range(start, min(start + BATCH, number))
             samples = default_collate([self.samples[place // LEVELS] for place in draws])
             batch = {name: value.to(self.accelerator.device) for name, value in samples.items()}
             losses = self.measure(model, batch, draws)
             done.append((start, [loss * len(draws) for loss in losses]))
-        parts = [part for _, part in sorted(gather_items(self.accelerator, done))]
+        parts = gather_ordered(self.accelerator, done)
         loss, constant = (sum(values) / number for values in zip(*parts, strict=True))
         return {"validation_loss": loss, "constant_loss": constant, "factor": constant / loss}
 
@@ -110,11 +110,7 @@ class Samples:
 
     def __call__(self, model: Walt, step: int) -> None:
         """Writes the samples of a step."""
-        mine = list(range(self.request.number))
-        mine = mine[self.accelerator.process_index :: self.accelerator.num_processes]
-        clips = generate_clips(model, self.tokenizer, self.request, mine, self.accelerator)
-        parts = gather_items(self.accelerator, list(zip(mine, clips, strict=True)))
+        clips = generate_together(model, self.tokenizer, self.request, self.accelerator)
         if self.accelerator.is_main_process:
-            ordered = [clip for _, clip in sorted(parts, key=lambda part: part[0])]
-            write_clips(self.folder, f"step-{step:08d}", torch.stack(ordered))
+            write_clips(self.folder, f"step-{step:08d}", clips)
         self.accelerator.wait_for_everyone()

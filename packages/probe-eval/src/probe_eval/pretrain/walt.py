@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor
@@ -14,9 +13,9 @@ import walt_core
 import walt_tokenizer
 from probe_datasets import ClipDataset
 from probe_eval import records, runs
-from probe_eval.backbones.walt import hash_weights, load_tokenizer
+from probe_eval.backbones.walt import MODEL_FILE, hash_weights, load_tokenizer
 from probe_eval.checkpoints import finish
-from probe_eval.data import open_split
+from probe_eval.data import FirstClips, open_split
 from probe_eval.harness import History, check_batch, train
 from probe_eval.pretrain import models
 from probe_eval.pretrain.config import PretrainWaltConfig
@@ -28,7 +27,6 @@ from probe_eval.pretrain.latents import (
     check_latents,
     check_memory,
     encode_clips,
-    first_clips,
     latent_grid,
 )
 from probe_eval.pretrain.prompts import choose_prompts, label_classes, prompt_rows
@@ -38,7 +36,6 @@ from probe_eval.sampling import Request
 from probe_eval.text import TextStates, read_states
 
 RECORD_FILE = "record.json"
-MODEL_FILE = "model.json"
 WALT_FOLDER = "walt"
 KEPT_FOLDER = "kept"
 SAMPLES_FOLDER = "samples"
@@ -82,7 +79,7 @@ def run_walt(config: PretrainWaltConfig, accelerator: Accelerator) -> dict[str, 
 
     started = time.monotonic()
     run.tokenizer.to(accelerator.device)
-    held_out = first_clips(run.held_out, config.evaluate_clips)
+    held_out = FirstClips(run.held_out, config.evaluate_clips)
     encoded = {
         split: encode_clips(
             run.tokenizer,
@@ -191,10 +188,7 @@ def make_objective(
 ) -> WaltObjective:
     """The objective with its measurements and what it keeps."""
     folder = Path(config.output)
-    torch.manual_seed(config.seed)
-    model = walt_core.Walt(run.walt)
-    model.latent_mean.copy_(run.tokenizer.latent_mean)
-    model.latent_std.copy_(run.tokenizer.latent_std)
+    model = models.create_denoiser(run.walt, run.tokenizer, config.seed)
     model.gradient_checkpointing = config.activation_checkpointing
     loss = HeldOutLoss(
         samples["validation"],

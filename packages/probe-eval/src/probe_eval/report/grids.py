@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from probe_eval.report.reconstructions import GAP, GAP_LEVEL, SAMPLE_FRAMES, to_bytes, write_png
+from probe_eval.report.reconstructions import GAP, GAP_LEVEL, frame_rows, to_bytes, write_png
 from probe_eval.report.video import VideoWriter
 
 FPS = 8
@@ -32,20 +32,6 @@ def grid(clips: Float[Tensor, "b 3 T H W"]) -> UInt8[Tensor, "T 3 H2 W2"]:
         torch.cat([tiles, empty]), "(r k) c T H W -> T c (r H) (k W)", r=rows, k=columns
     )
     return picture[:, :, :-GAP, :-GAP]
-
-
-def rows(clips: Float[Tensor, "b 3 T H W"]) -> UInt8[Tensor, "3 H2 W2"]:
-    """One picture: a row of evenly spaced frames for each clip.
-
-    Args:
-        clips: pixels in [-1, 1].
-    """
-    frames = clips.shape[2]
-    places = torch.linspace(0, frames - 1, min(frames, SAMPLE_FRAMES)).round().long()
-    picked = to_bytes(clips.index_select(2, places.to(clips.device)))
-    bordered = functional.pad(picked, (0, GAP, 0, GAP), value=GAP_LEVEL)
-    picture = rearrange(bordered, "b c T H W -> c (b H) (T W)")
-    return picture[:, :-GAP, :-GAP]
 
 
 def write_clips(
@@ -73,7 +59,7 @@ def write_clips(
     if clips.shape[2] == 1:
         write_png(grid(clips)[0], png)
         return [png]
-    write_png(rows(clips), png)
+    write_png(frame_rows(clips), png)
     with VideoWriter(mp4, fps) as writer:
         writer.write(grid(clips))
     return [png, mp4]

@@ -49,12 +49,21 @@ def strip(
         clips: pixels in [-1, 1].
         reconstructions: clamped to [-1, 1].
     """
+    pairs = torch.stack([clips, reconstructions], dim=1)
+    return frame_rows(rearrange(pairs, "b two c T H W -> (b two) c T H W"))
+
+
+def frame_rows(clips: Float[Tensor, "b 3 T H W"]) -> UInt8[Tensor, "3 H2 W2"]:
+    """One picture: a row of evenly spaced frames for each clip.
+
+    Args:
+        clips: pixels in [-1, 1].
+    """
     frames = clips.shape[2]
-    columns = min(frames, SAMPLE_FRAMES)
-    places = torch.linspace(0, frames - 1, columns).round().long().to(clips.device)
-    pairs = to_bytes(torch.stack([clips, reconstructions], dim=1).index_select(3, places))
-    bordered = functional.pad(pairs, (0, GAP, 0, GAP), value=GAP_LEVEL)
-    picture = rearrange(bordered, "b two c T H W -> c (b two H) (T W)")
+    places = torch.linspace(0, frames - 1, min(frames, SAMPLE_FRAMES)).round().long()
+    picked = to_bytes(clips.index_select(2, places.to(clips.device)))
+    bordered = functional.pad(picked, (0, GAP, 0, GAP), value=GAP_LEVEL)
+    picture = rearrange(bordered, "b c T H W -> c (b H) (T W)")
     return picture[:, :-GAP, :-GAP]
 
 
