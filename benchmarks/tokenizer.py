@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from turns import peak_gib
 
 from walt_tokenizer import TOKENIZERS, VideoTokenizer
 from walt_tokenizer.layers import ResidualBlock
@@ -259,10 +260,7 @@ def stream_memory(name: str, frames: int, size: int) -> None:
         tokenizer = VideoTokenizer(TOKENIZERS[name]).eval()
         pieces = (torch.rand(1, 3, 1, size, size) * 2 - 1 for _ in range(frames))
         count = sum(latents.shape[2] for latents in tokenizer.encode_stream(pieces))
-    # Not getrusage's maximum, which a process inherits from the one that starts it.
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    print(json.dumps([count, peak / 2**20]))
+    print(json.dumps([count, peak_gib()]))
 
 
 def measure_memory(name: str, size: int) -> dict[str, Any]:

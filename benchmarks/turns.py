@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,12 @@ class Bench:
             b = torch.randn(n, k, device=self.device).to(dtype)
             works[f"{m} x {k} x {n}"] = (functools.partial(F.linear, a, b), 2.0 * m * k * n)
         return works
+
+
+def peak_gib() -> float:
+    """Peak memory of this process, not that of its parent, which getrusage counts in."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 
 
 def rates(

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from turns import Bench, Work, rates
+from turns import Bench, Work, peak_gib, rates
 from walt_peers import Plain, video_mae, video_mae_flops
 
 from walt_core import WALT_SIZES, Walt, WaltConfig
@@ -253,9 +253,7 @@ def memory(size: str, dtype: str, batch: int, competitor: str) -> None:
         model.features(x, blocks=[2], timestep=200, noise=torch.randn_like(x))
     elif competitor == "plain":
         Plain(model)(x, steps, depth=2)
-    # Not getrusage's maximum, which a process inherits from the one that starts it.
-    status = Path("/proc/self/status").read_text().splitlines()
-    print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20)
+    print(peak_gib())
 
 
 def measure_memory(size: str, batches: list[int], dtypes: list[str]) -> Iterator[dict[str, Any]]:
