@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import functools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from turns import peak_gib
+from turns import machine, peak_gib
 
 from walt_tokenizer import TOKENIZERS, VideoTokenizer
 from walt_tokenizer.layers import ResidualBlock
@@ -273,23 +272,6 @@ def measure_memory(name: str, size: int) -> dict[str, Any]:
         rows[str(frames)] = round(peak, 3)
         print(f"{name}, {frames} x {size} x {size} in chunks: {count} latents, {peak:.2f} GiB")
     return {"model": name, "size": size, "peak GiB by frames": rows}
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16 units": cpu_has_bf16(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,24 @@ class Bench:
             b = torch.randn(n, k, device=self.device).to(dtype)
             works[f"{m} x {k} x {n}"] = (functools.partial(F.linear, a, b), 2.0 * m * k * n)
         return works
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What it runs on."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "device": device if device == "cpu" else torch.cuda.get_device_name(),
+        "cpu": models[0] if models else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16 units": cpu_has_bf16(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def peak_gib() -> float:

@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from turns import Bench, Work, peak_gib, rates
+from turns import Bench, Work, machine, peak_gib, rates
 from walt_peers import Plain, video_mae, video_mae_flops
 
 from walt_core import WALT_SIZES, Walt, WaltConfig
@@ -282,27 +281,6 @@ def check_formula() -> dict[str, float]:
     return {"formula": formula, "counted": counted}
 
 
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """What it ran on, and how."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
-        "cpu": models[0] if models else platform.processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16 units": cpu_has_bf16(),
-        "threads": torch.get_num_threads(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "clock": args.clock,
-        "rounds": args.rounds,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -338,7 +316,10 @@ def main() -> None:
     config = dataclasses.replace(
         WALT_SIZES[args.model], attention=args.attention, position_bias=args.position_bias
     )
-    record: dict[str, Any] = {"machine": machine(args), "flops": check_formula()}
+    record: dict[str, Any] = {
+        "machine": machine(args.device) | settings(args),
+        "flops": check_formula(),
+    }
     print(json.dumps(record), flush=True)
 
     def keep(section: str, row: dict[str, Any]) -> None:

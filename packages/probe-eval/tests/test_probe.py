@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 
 from probe_datasets.moving_shapes import SHAPES
 from probe_eval import probe
+from probe_eval.backbones.walt import load
 from probe_eval.config import DataConfig, FeatureConfig, OptimConfig, ProbeConfig, ReadoutConfig
-from probe_eval.features import FeatureTable
-from probe_eval.probe import FeatureSamples, evaluate, run_probe
+from probe_eval.data import open_split
+from probe_eval.features import FeatureStore, FeatureTable
+from probe_eval.probe import FeatureSamples, evaluate, identify, run_probe
 from probe_eval.records import read_record
 from probe_eval.tasks import TASKS
+from probe_readouts import BackboneIdentity, load_readout, weights_hash
 
 TASK = TASKS["action"]
 
@@ -108,9 +111,42 @@ def test_a_probe_leaves_record_readout_and_losses(small: ProbeConfig, probe_once
     assert record["dataset"]["validation"]["evaluated"] == 12
     assert record["metric"]["chance"] == 1 / len(SHAPES)
     assert (record["features"]["block"], record["features"]["timestep"]) == (2, 200)
-    weights = load_file(folder / "readout.safetensors")
-    assert sum(tensor.numel() for tensor in weights.values()) >= record["readout"]["num_parameters"]
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    identity = BackboneIdentity(
+        name="v-walt",
+        weights=record["backbone"]["weights_hash"],
+        block=2,
+        timestep=200,
+        time_method="paper",
+    )
+    readout = load_readout(folder / "readout.safetensors", identity)
+    assert sum(p.numel() for p in readout.parameters()) == record["readout"]["num_parameters"]
+    assert readout(torch.zeros(1, 2, 2, 2, 16), num_frames=5).shape == (1, len(SHAPES))
+    other = dataclasses.replace(identity, block=3)
+    with pytest.raises(ValueError, match="block is 2 in the file and 3 here"):
+        load_readout(folder / "readout.safetensors", other)
+
+
+def test_a_readout_can_be_loaded_for_a_backbone_in_memory(
+    small: ProbeConfig, probe_once: Probe, twins: Path
+) -> None:
+    small = dataclasses.replace(small, readout=dataclasses.replace(small.readout, time="causal"))
+    record = probe_once(small)
+    backbone = load("v-walt", str(twins))
+    identity = BackboneIdentity(
+        name=backbone.name,
+        weights=weights_hash(backbone.tokenizer, backbone.denoiser),
+        block=2,
+        timestep=200,
+        time_method="causal",
+    )
+    assert identity == identify(backbone, small)
+    readout = load_readout(Path(small.output) / "readout.safetensors", identity)
+    data = open_split(small.data, "validation")
+    table = FeatureStore(Accelerator(cpu=True)).get(backbone, data, small.features, title="")
+    logits = readout(table.features, num_frames=small.data.num_frames)
+    labels = torch.tensor([example["labels"]["shape"] for example in table.examples])
+    accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(record["metric"]["value"])
 
 
 def test_equal_settings_give_equal_numbers(

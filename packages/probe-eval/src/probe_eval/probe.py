@@ -27,7 +27,7 @@ from probe_eval.harness import Batch, Loss, Objective, check_batch, stream, trai
 from probe_eval.metrics.state import SampleScores
 from probe_eval.tasks import load_task
 from probe_eval.tasks.base import Task
-from probe_readouts import resize_time
+from probe_readouts import BackboneIdentity, resize_time, save_readout
 
 RECORD_FILE = "record.json"
 READOUT_FILE = "readout.safetensors"
@@ -161,11 +161,23 @@ def run_probe(
     value = evaluate(readout, task, FeatureSamples(tables["validation"], task), config, accelerator)
     record = make_record(config, accelerator, task, backbone, readout, splits, value, losses)
     if accelerator.is_main_process:
-        runs.write_tensors(folder / READOUT_FILE, readout.state_dict())
+        about = {name: record[name] for name in ("task", "dataset", "metric")}
+        save_readout(readout, folder / READOUT_FILE, identify(backbone, config), about)
         runs.write_json(folder / "losses.json", losses)
         records.write_record(folder / RECORD_FILE, record)
     finish(accelerator, folder)
     return record
+
+
+def identify(backbone: FrozenBackbone, config: ProbeConfig) -> BackboneIdentity:
+    """Which features a run's readout reads, as `probe_readouts.load_readout` wants it told."""
+    return BackboneIdentity(
+        name=backbone.name,
+        weights=backbone.weights_hash,
+        block=config.features.block,
+        timestep=config.features.timestep,
+        time_method=config.readout.time,
+    )
 
 
 @torch.inference_mode()

@@ -8,6 +8,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+TIME_METHODS = ("paper", "causal", "nearest")
+
 _KEYS_A = -0.5
 
 

@@ -6,15 +6,16 @@ measured, originals must be in it. Every function takes `b 3 T H W`.
 Axes: b clips, T frames, H W pixels, n frames of all clips.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
+
+from probe_eval.metrics.state import PooledSums
 
 DATA_RANGE = 2.0
 PSNR_LIMIT = 100.0
@@ -24,61 +25,8 @@ SSIM_WINDOW = 11
 _SSIM_PIXELS = 1 << 20  # pixels at a time; bounds memory, which is some 200 bytes a pixel
 _ROUNDING = 1e-4  # by which resized originals may leave the range
 
-State = TypeVar("State", bound="PooledSums")
 FrameDistance = Callable[[Float[Tensor, "n 3 H W"], Float[Tensor, "n 3 H W"]], Any]
 """A network that compares frames in [-1, 1]: one distance per frame, or their mean."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PooledSums:
-    """Sum and number of terms by sample id; merging in any order and number is the same.
-
-    Padded samplers and several processes may measure a sample more than once: it counts once.
-    """
-
-    sums: Mapping[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
-    """Sample id -> (sum, how many terms it has)."""
-
-    @classmethod
-    def of(cls: type[State], sample_ids: Iterable[str], sums: Iterable[float], terms: int) -> State:
-        """The state of one batch, each of whose samples has `terms` terms.
-
-        Raises:
-            ValueError: if a sum is not finite, a sample has two different sums, or the lengths
-                differ.
-        """
-        state = cls()
-        for sample_id, total in zip(sample_ids, sums, strict=True):
-            if not math.isfinite(total):
-                raise ValueError(f"{cls.__name__} of {sample_id} is not finite")
-            state = state.merge(cls({sample_id: (total, terms)}))
-        return state
-
-    def merge(self: State, other: State) -> State:
-        """Both states' samples.
-
-        Raises:
-            ValueError: if a sample has two different sums.
-        """
-        for sample_id in self.sums.keys() & other.sums.keys():
-            if self.sums[sample_id] != other.sums[sample_id]:
-                raise ValueError(
-                    f"sample {sample_id} was measured twice with different results, "
-                    f"{self.sums[sample_id]} and {other.sums[sample_id]}; sample ids must be "
-                    "unique in a split"
-                )
-        return type(self)({**self.sums, **other.sums})
-
-    def compute(self) -> float:
-        """Mean over the terms of all samples, summed in the order of their ids.
-
-        Raises:
-            ValueError: if there are no samples.
-        """
-        if not self.sums:
-            raise ValueError("no sample was measured")
-        total = math.fsum(self.sums[key][0] for key in sorted(self.sums))
-        return total / sum(terms for _, terms in self.sums.values())
 
 
 class PsnrState(PooledSums):

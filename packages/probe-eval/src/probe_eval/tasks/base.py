@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from probe_datasets import ClipDataset
 from probe_eval.config import ReadoutConfig
+from probe_readouts import Readout
 
 
 @runtime_checkable
@@ -33,7 +34,7 @@ class Task(Protocol):
 
     def create_readout(
         self, dataset: ClipDataset, config: ReadoutConfig, *, feature_dim: int, num_frames: int
-    ) -> nn.Module:
+    ) -> Readout:
         """A new readout, from torch's default generator."""
         ...
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probe_datasets import ClipDataset
 from probe_eval.config import ReadoutConfig
 from probe_eval.metrics.functional.accuracy import top1
-from probe_readouts import AttentiveReadout, classification_loss
+from probe_readouts import AttentiveReadout, Readout, classification_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,14 @@ class Classification:
 
     def create_readout(
         self, dataset: ClipDataset, config: ReadoutConfig, *, feature_dim: int, num_frames: int
-    ) -> nn.Module:
+    ) -> Readout:
         return AttentiveReadout(
             feature_dim,
             len(dataset.classes[self.label]),
             width=config.width,
             num_heads=config.num_heads,
             num_frames=num_frames,
+            time_method=config.time,
         )
 
     def targets(self, example: Mapping[str, Any]) -> dict[str, Tensor]:
