@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=64, help="points of a clip")
     parser.add_argument("--boxes", type=int, default=25, help="boxes of a clip")
     parser.add_argument("--pixels", type=int, default=256, help="pixels on a side of a frame")
-    parser.add_argument("--rounds", type=int, default=3, help="turns; the best counts")
+    parser.add_argument("--rounds", type=int, default=6, help="turns; the best counts")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="eager only")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     parser.add_argument("--record", type=Path, help="JSON file to write")

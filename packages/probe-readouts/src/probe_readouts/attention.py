@@ -7,7 +7,7 @@ frames once they are resized in time.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import einsum, rearrange
@@ -222,7 +222,7 @@ class CrossAttentionBlock(nn.Module):
         queries = rearrange(queries, "b q (heads d) -> b heads q d", heads=self.num_heads)
         queries = unit_rms(queries) * (self.query_scale * self.key_scale)
         queries = queries.to(keys).expand(len(keys), -1, -1, -1)
-        attended = F.scaled_dot_product_attention(queries, keys, values)
+        attended = attend(queries, keys, values)
         x = x + self.output(rearrange(attended, "b heads q d -> b q (heads d)"))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -300,17 +300,62 @@ class CrossAttentionBlocks(nn.ModuleList):
         return x
 
 
+def attend(
+    queries: Float[Tensor, "b heads q d"],
+    keys: Float[Tensor, "b heads n d"],
+    values: Float[Tensor, "b heads n d"],
+) -> Float[Tensor, "b heads q d"]:
+    """Compute softmax attention, scaled by 1 / sqrt(d).
+
+    Few queries on a CPU are computed step by step, which is faster there than the fused kernel:
+    their scores are small, and the fused kernel computes them once more in the backward pass.
+
+    Reference:
+        Vaswani et al., Attention Is All You Need (NeurIPS 2017), Eq. 1.
+    """
+    if queries.device.type != "cpu" or queries.shape[-2] > keys.shape[-2]:
+        return F.scaled_dot_product_attention(queries, keys, values)
+    scores = (queries / math.sqrt(queries.shape[-1])) @ keys.mT
+    return scores.softmax(dim=-1) @ values
+
+
 def unit_rms(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     """Divide vectors by their root mean square (eps 1e-6 on the mean square).
 
-    The norm is computed in float32 at least.
+    The root mean square is computed in float32 at least.
 
     Reference:
         Zhang and Sennrich, Root Mean Square Layer Normalization (NeurIPS 2019), Eq. 4.
     """
+    # Compilers write the gradient themselves.
+    inverse = inverse_rms(x) if torch.compiler.is_compiling() else InverseRMS.apply(x)
+    return (x * inverse).to(x.dtype)
+
+
+def inverse_rms(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 1"]:
+    """Compute 1 / sqrt(mean(x^2) + 1e-6) over the last axis."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-    return (x * (norm.square() / x.shape[-1] + NORM_EPS).rsqrt()).to(x.dtype)
+    return (norm.square() / x.shape[-1] + NORM_EPS).rsqrt()
+
+
+class InverseRMS(torch.autograd.Function):
+    """`inverse_rms` with its gradient written out.
+
+    The gradient, -x / d * (inverse RMS)^3, takes one pass over x, where that of the vector norm
+    takes three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        inverse = inverse_rms(x)
+        ctx.save_for_backward(x, inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, inverse = ctx.saved_tensors
+        return (x * (gradients[0] * inverse**3 / -x.shape[-1])).to(x.dtype)
 
 
 def check_heads(num_heads: int, name: str, width: int) -> None:
