@@ -209,23 +209,18 @@ def decode(side: int, max_queries: int, threads: int, queue: multiprocessing.Que
     """Peak memory of decoding one clip's depth at every pixel of an image, in this process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    readout = create_readout(
-        "scannet_depth", **({"max_queries": max_queries} if max_queries else {})
-    )
+    readout = create_readout("scannet_depth")
     features = torch.randn(1, 5, 16, 16, 1024)
     grid = PixelGrid((side, side), 1).coordinates()
-    form = functools.partial(readout, features) if max_queries else None
+    form = functools.partial(plain.depth, readout)
+    if max_queries:
+        readout.max_queries = max_queries
+        form = readout
     with torch.inference_mode():
-        if form is None:
-            plain.depth(readout, features, grid[:1], FRAMES)
-        else:
-            form(grid[:1], num_frames=FRAMES)
+        form(features, grid[:1], num_frames=FRAMES)
         before = peak_gib()
         started = time.perf_counter()
-        if form is None:
-            plain.depth(readout, features, grid, FRAMES)
-        else:
-            form(grid, num_frames=FRAMES)
+        form(features, grid, num_frames=FRAMES)
     queue.put((peak_gib() - before, time.perf_counter() - started))
 
 

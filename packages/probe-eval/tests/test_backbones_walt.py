@@ -11,7 +11,8 @@ import torch
 import walt_core
 import walt_tokenizer
 from probe_eval.backbone import load_backbone
-from probe_eval.backbones.walt import WINDOWS, WaltBackbone, hash_weights, load, load_tokenizer
+from probe_eval.backbones.walt import WINDOWS, WaltBackbone, load, load_tokenizer
+from probe_readouts import weights_hash
 
 IDS = ["a", "b", "c"]
 each_twin = pytest.mark.parametrize("name", WINDOWS)
@@ -104,7 +105,7 @@ def test_one_changed_weight_changes_the_hash(twins: Path, weight: tuple[str, str
     tensor = next(value for key, value in state.items() if key.startswith(weight[1]))
     before = backbone.weights_hash
     tensor.view(-1)[-1] += 1e-3
-    assert hash_weights(backbone.tokenizer, backbone.denoiser) != before
+    assert weights_hash(backbone.tokenizer, backbone.denoiser) != before
     tensor.view(-1)[-1] -= 1e-3
 
 
@@ -113,7 +114,7 @@ def test_hash_covers_names_types_and_shapes() -> None:
         module = torch.nn.Module()
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
-        return hash_weights(module)
+        return weights_hash(module)
 
     zeros = torch.zeros(4)
     hashes = [

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import walt_tokenizer
-from probe_eval.backbones.walt import hash_weights, load_tokenizer
+from probe_eval.backbones.walt import load_tokenizer
 from probe_eval.config import DataConfig, OptimConfig
 from probe_eval.data import open_split
 from probe_eval.metrics.reconstruction import psnr, ssim
@@ -23,6 +23,7 @@ from probe_eval.pretrain.evaluation import measure, numbers
 from probe_eval.pretrain.models import create_tokenizer
 from probe_eval.pretrain.samples import load_clips
 from probe_eval.pretrain.tokenizer import describe_tokenizer, run_tokenizer
+from probe_readouts import weights_hash
 
 OPTIM = OptimConfig(steps=4, batch_size=4, peak_lr=1e-3, warmup_steps=1)
 NETWORKS = """
@@ -93,7 +94,7 @@ def test_a_training_leaves_everything_that_is_promised(
     assert float(rows[-1]["r1"]) >= 0
 
     tokenizer = load_tokenizer(folder / "tokenizer")
-    assert hash_weights(tokenizer) == record["tokenizer"]["weights_hash"]
+    assert weights_hash(tokenizer) == record["tokenizer"]["weights_hash"]
     assert not torch.equal(tokenizer.latent_std, torch.ones(4))
     clips = load_clips(open_split(config.data, "validation"), range(5))
     with torch.no_grad():
@@ -166,7 +167,7 @@ def test_a_tokenizer_of_images_becomes_one_of_videos(
         torch.testing.assert_close(start(clip), image(clip), atol=1e-5, rtol=1e-5)
     record = run_tokenizer(with_training(config, start_from=place), accelerator)
     claim = json.loads((Path(config.output) / "run.json").read_text())
-    assert claim["config"]["training"]["start_from"] == hash_weights(image)
+    assert claim["config"]["training"]["start_from"] == weights_hash(image)
     assert record["config"]["training"]["start_from"] == place
 
 
@@ -180,7 +181,7 @@ def test_a_tokenizer_is_trained_on(
         assert torch.equal(start.state_dict()[name], value), name
     more = with_training(config, start_from=place)
     run_tokenizer(dataclasses.replace(more, output=str(tmp_path / "more")), accelerator)
-    assert hash_weights(load_tokenizer(tmp_path / "more" / "tokenizer")) != hash_weights(start)
+    assert weights_hash(load_tokenizer(tmp_path / "more" / "tokenizer")) != weights_hash(start)
 
 
 def test_videos_are_mixed_in_and_measured(

@@ -21,7 +21,6 @@ from probe_eval import records, runs
 from probe_eval.backbones.walt import (
     MODEL_FILE,
     check_pair,
-    hash_weights,
     load_denoiser,
     load_tokenizer,
 )
@@ -29,6 +28,7 @@ from probe_eval.config import GenerateConfig
 from probe_eval.report.grids import write_clips
 from probe_eval.sampling import CONTINUED_LATENTS, Request, generate_together
 from probe_eval.text import TextStates, encode_prompts, read_states
+from probe_readouts import weights_hash
 
 RECORD_FILE = "record.json"
 
@@ -63,8 +63,8 @@ def run_generate(config: GenerateConfig, accelerator: Accelerator) -> dict[str, 
         past, video_hash = first_latents(config, tokenizer, grid)
     identity: dict[str, Any] = {
         **dataclasses.asdict(config),
-        "walt": hash_weights(denoiser),
-        "tokenizer": hash_weights(tokenizer),
+        "walt": weights_hash(denoiser),
+        "tokenizer": weights_hash(tokenizer),
         "video": video_hash,
     }
     for name in ("output", "batch_size"):

@@ -29,12 +29,13 @@ from probe_datasets import (
     to_float,
 )
 from probe_eval import records, runs
-from probe_eval.backbones.walt import hash_weights, load_tokenizer
+from probe_eval.backbones.walt import load_tokenizer
 from probe_eval.config import ReconstructConfig
 from probe_eval.metrics.reconstruction import PSNR_LIMIT, PsnrState, SsimState, check_ssim_size
 from probe_eval.progress import Tracker
 from probe_eval.report.reconstructions import side_by_side
 from probe_eval.report.video import VideoWriter
+from probe_readouts import weights_hash
 
 logger = logging.getLogger(__name__)
 RECORD_FILE = "record.json"
@@ -83,7 +84,7 @@ def run_reconstruct(
     with open(video, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     identity = {**dataclasses.asdict(config), "video": video, "video_hash": digest}
-    identity["weights_hash"] = hash_weights(tokenizer)
+    identity["weights_hash"] = weights_hash(tokenizer)
     for name in ("output", "tokenizer"):
         identity.pop(name)
     runs.claim(folder, "reconstruct", identity, write=True)

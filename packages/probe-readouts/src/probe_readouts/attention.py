@@ -7,7 +7,7 @@ frames once they are resized in time.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from einops import einsum, rearrange
@@ -327,35 +327,9 @@ def unit_rms(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     Reference:
         Zhang and Sennrich, Root Mean Square Layer Normalization (NeurIPS 2019), Eq. 4.
     """
-    # Compilers write the gradient themselves.
-    inverse = inverse_rms(x) if torch.compiler.is_compiling() else InverseRMS.apply(x)
-    return (x * inverse).to(x.dtype)
-
-
-def inverse_rms(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b 1"]:
-    """Compute 1 / sqrt(mean(x^2) + 1e-6) over the last axis."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-    return (norm.square() / x.shape[-1] + NORM_EPS).rsqrt()
-
-
-class InverseRMS(torch.autograd.Function):
-    """`inverse_rms` with its gradient written out.
-
-    The gradient, -x / d * (inverse RMS)^3, takes one pass over x, where that of the vector norm
-    takes three.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        inverse = inverse_rms(x)
-        ctx.save_for_backward(x, inverse)
-        return inverse
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        x, inverse = ctx.saved_tensors
-        return (x * (gradients[0] * inverse**3 / -x.shape[-1])).to(x.dtype)
+    return (x * (norm.square() / x.shape[-1] + NORM_EPS).rsqrt()).to(x.dtype)
 
 
 def check_heads(num_heads: int, name: str, width: int) -> None:

@@ -6,6 +6,7 @@ pixel of its axis and 1 that of the last.
 """
 
 import dataclasses
+import functools
 
 import torch
 from einops import rearrange
@@ -192,7 +193,7 @@ class DepthReadout(Readout):
         if places.ndim == 4:
             shape = shape[2:]
         else:
-            places = places.reshape(1, 1, -1, 2)
+            places = rearrange(places, "... yx -> 1 1 (...) yx")
         depth = self._decode(
             rearrange(places, "b s q yx -> (s b) q yx"), self._project(features, num_frames)
         )
@@ -233,18 +234,15 @@ class DepthReadout(Readout):
 
     def _decode(self, places: Tensor, attended_to: list[KeysValues]) -> Tensor:
         """Compute the depth at places of frames, in chunks where memory is to be bounded."""
-        recompute = self.checkpoint and torch.is_grad_enabled()
-        if torch.is_grad_enabled() and not recompute:
+        training = torch.is_grad_enabled()
+        if training and not self.checkpoint:
             return self._decode_chunk(places, attended_to)
+        decode = self._decode_chunk
+        if training:
+            decode = functools.partial(checkpoint, decode, use_reentrant=False)
         size = max(1, self.max_queries // len(attended_to[0].keys))
         chunks = places.split(size, dim=1)
-        if not recompute:
-            return torch.cat([self._decode_chunk(c, attended_to) for c in chunks], dim=1)
-        decoded = [
-            checkpoint(self._decode_chunk, chunk, attended_to, use_reentrant=False)
-            for chunk in chunks
-        ]
-        return torch.cat(decoded, dim=1)
+        return torch.cat([decode(chunk, attended_to) for chunk in chunks], dim=1)
 
     def _decode_chunk(self, places: Tensor, attended_to: list[KeysValues]) -> Tensor:
         """Compute the depth at some places of frames."""

@@ -22,7 +22,7 @@ class ReadoutSpec:
     readout: type[Readout]
     """The class that reads it."""
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Its keyword arguments where they are not the defaults, which are the study's sizes."""
+    """Its keyword arguments; those left out have defaults, which are the study's sizes."""
     parameters: int
     """Published parameter count at 1024 feature channels."""
 
@@ -32,7 +32,7 @@ def _classes(num_outputs: int, width: int, parameters: int) -> ReadoutSpec:
     return ReadoutSpec(
         task="classification",
         readout=AttentiveReadout,
-        arguments={"num_outputs": num_outputs, "width": width, "num_frames": 17},
+        arguments={"num_outputs": num_outputs, "width": width},
         parameters=parameters,
     )
 

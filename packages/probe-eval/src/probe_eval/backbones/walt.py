@@ -3,16 +3,16 @@
 Axes: b batch, T H W pixels, t h w latent grid, d width.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 import walt_core
 import walt_tokenizer
+from probe_readouts import weights_hash
 
 TOKENIZER_FOLDER = "tokenizer"
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -41,7 +41,7 @@ class WaltBackbone:
         self.width = denoiser.config.width
         modules = (self.tokenizer, self.denoiser)
         self.num_parameters = sum(p.numel() for m in modules for p in m.parameters())
-        self.weights_hash = hash_weights(*modules)
+        self.weights_hash = weights_hash(*modules)
 
     @torch.inference_mode()
     def features(
@@ -64,17 +64,6 @@ class WaltBackbone:
     def noise_level(self, timestep: int) -> dict[str, float]:
         """See `FrozenBackbone.noise_level`."""
         return self.denoiser.schedule.level(timestep)
-
-
-def hash_weights(*modules: nn.Module) -> str:
-    """Hash over the names, types and values of all tensors."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            values = tensor.detach().cpu().contiguous().flatten()
-            digest.update(values.view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
-    return digest.hexdigest()[:16]
 
 
 def check_pair(

@@ -9,6 +9,7 @@ from typing import TypeVar
 from probe_eval.metrics.functional.sums import Measured
 
 State = TypeVar("State", bound="PooledSums")
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,13 +48,7 @@ class SampleScores:
         Raises:
             ValueError: if a sample has two different scores.
         """
-        for sample_id in self.scores.keys() & other.scores.keys():
-            if self.scores[sample_id] != other.scores[sample_id]:
-                raise ValueError(
-                    f"sample {sample_id} was scored {self.scores[sample_id]} and "
-                    f"{other.scores[sample_id]}; sample ids must be unique in a split"
-                )
-        return SampleScores({**self.scores, **other.scores})
+        return SampleScores(merge_samples(self.scores, other.scores, "scored"))
 
     def compute(self) -> float:
         """Mean over samples, summed in the order of their ids.
@@ -105,14 +100,8 @@ class PooledSums:
         Raises:
             ValueError: if a sample has two different sums.
         """
-        for sample_id in self.sums.keys() & other.sums.keys():
-            if self.sums[sample_id] != other.sums[sample_id]:
-                raise ValueError(
-                    f"sample {sample_id} was measured twice with different results, "
-                    f"{self.sums[sample_id]} and {other.sums[sample_id]}; sample ids must be "
-                    "unique in a split"
-                )
-        return type(self)({**self.sums, **other.sums})
+        how = "measured twice with different results,"
+        return type(self)(merge_samples(self.sums, other.sums, how))
 
     def compute(self) -> float:
         """Mean over the terms of all samples, summed in the order of their ids.
@@ -176,3 +165,20 @@ class ReadoutState:
         if not self.metrics:
             raise ValueError("no sample was measured")
         return {name: sums.compute() for name, sums in self.metrics.items()}
+
+
+def merge_samples(
+    first: Mapping[str, Value], second: Mapping[str, Value], how: str
+) -> dict[str, Value]:
+    """Both mappings from sample ids, which agree where they overlap.
+
+    Raises:
+        ValueError: if a sample has two different values; `how` says what was done to it.
+    """
+    for sample_id in first.keys() & second.keys():
+        if first[sample_id] != second[sample_id]:
+            raise ValueError(
+                f"sample {sample_id} was {how} {first[sample_id]} and {second[sample_id]}; sample "
+                "ids must be unique in a split"
+            )
+    return {**first, **second}

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 
 import walt_core
 import walt_tokenizer
-from probe_eval.backbones.walt import hash_weights, load_tokenizer
+from probe_eval.backbones.walt import load_tokenizer
 from probe_eval.config import DataConfig, OptimConfig
 from probe_eval.harness import check_batch
 from probe_eval.metrics.reconstruction import check_ssim_size
 from probe_eval.pretrain.config import TokenizerTrainingConfig as Training
+from probe_readouts import weights_hash
 from walt_tokenizer import Discriminator, DiscriminatorConfig
 
 
@@ -79,7 +80,7 @@ def create_denoiser(
 def identify(training: Training, identity: dict[str, Any]) -> None:
     """Puts the weights that a tokenizer starts from in the place of their folder."""
     if training.start_from:
-        identity["start_from"] = hash_weights(load_tokenizer(training.start_from))
+        identity["start_from"] = weights_hash(load_tokenizer(training.start_from))
 
 
 def discriminator_config(training: Training, data: DataConfig) -> DiscriminatorConfig:

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset
 import walt_tokenizer
 from probe_datasets import ClipDataset, FolderDataset
 from probe_eval import records, runs
-from probe_eval.backbones.walt import TOKENIZER_FOLDER, hash_weights
+from probe_eval.backbones.walt import TOKENIZER_FOLDER
 from probe_eval.checkpoints import finish
 from probe_eval.config import DataConfig
 from probe_eval.data import open_split
@@ -40,6 +40,7 @@ from probe_eval.pretrain.samples import (
     open_videos,
 )
 from probe_eval.report.curves import draw_curves, merge_rows, write_csv
+from probe_readouts import weights_hash
 from walt_tokenizer import Discriminator
 
 RECORD_FILE = "record.json"
@@ -258,7 +259,7 @@ def make_record(
         "kind": "pretrain-tokenizer",
         "tokenizer": {
             "num_parameters": sum(p.numel() for p in tokenizer.parameters()),
-            "weights_hash": hash_weights(tokenizer),
+            "weights_hash": weights_hash(tokenizer),
             "model": tokenizer.config.to_dict(),
         },
         "perceptual_loss": "on" if given else "off: no perceptual network was given",

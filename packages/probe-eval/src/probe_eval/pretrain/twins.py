@@ -19,7 +19,6 @@ from probe_eval.backbones.walt import (
     MODEL_FILE,
     TOKENIZER_FOLDER,
     WINDOWS,
-    hash_weights,
     is_model,
     load_tokenizer,
 )
@@ -35,6 +34,7 @@ from probe_eval.pretrain.denoising import WaltObjective
 from probe_eval.pretrain.evaluation import measure
 from probe_eval.pretrain.latents import LATENTS_FILE, Latents, check_latents, encode_clips
 from probe_eval.pretrain.samples import Stretches
+from probe_readouts import weights_hash
 
 HELD_OUT_CLIPS = 32
 
@@ -93,7 +93,7 @@ def check_run(
     identity.pop("output")
     if config.tokenizer_from:
         given = load_tokenizer(config.tokenizer_from)
-        identity["tokenizer_from"] = hash_weights(given)
+        identity["tokenizer_from"] = weights_hash(given)
         sizes = given.config
     else:
         models.check_training(config.tokenizer, config.data, accelerator)
@@ -182,7 +182,7 @@ def keep(
             {
                 "name": name,
                 "num_parameters": sum(p.numel() for p in model.parameters()),
-                "weights_hash": hash_weights(model),
+                "weights_hash": weights_hash(model),
                 "model": model.config.to_dict(),
                 "optim": dataclasses.asdict(optim),
                 "data": dataclasses.asdict(config.data),

@@ -13,7 +13,7 @@ import walt_core
 import walt_tokenizer
 from probe_datasets import ClipDataset
 from probe_eval import records, runs
-from probe_eval.backbones.walt import MODEL_FILE, hash_weights, load_tokenizer
+from probe_eval.backbones.walt import MODEL_FILE, load_tokenizer
 from probe_eval.checkpoints import finish
 from probe_eval.data import FirstClips, open_split
 from probe_eval.harness import History, check_batch, train
@@ -34,6 +34,7 @@ from probe_eval.pretrain.validation import LEVELS, HeldOutLoss, Samples
 from probe_eval.report.curves import draw_curves, merge_rows, write_csv
 from probe_eval.sampling import Request
 from probe_eval.text import TextStates, read_states
+from probe_readouts import weights_hash
 
 RECORD_FILE = "record.json"
 WALT_FOLDER = "walt"
@@ -151,7 +152,7 @@ def open_run(config: PretrainWaltConfig, accelerator: Accelerator) -> Run:
         changes["text_width"] = text.width
     identity = dataclasses.asdict(config)
     identity.pop("output")
-    identity["tokenizer"] = hash_weights(tokenizer)
+    identity["tokenizer"] = weights_hash(tokenizer)
     if text is not None:
         identity["text"] = text.fingerprint
     return Run(
@@ -243,9 +244,9 @@ def save_model(model: walt_core.Walt, folder: Path, run: Run, step: int) -> None
         folder / MODEL_FILE,
         {
             "step": step,
-            "weights_hash": hash_weights(model),
+            "weights_hash": weights_hash(model),
             "num_parameters": models.count(model),
-            "tokenizer_hash": hash_weights(run.tokenizer),
+            "tokenizer_hash": weights_hash(run.tokenizer),
             "classes": list(run.classes),
             "prompts": list(run.text.prompts) if run.text else [],
             "text_encoder": run.text.encoder if run.text else "",
@@ -269,11 +270,11 @@ def make_record(
         "kind": "pretrain-walt",
         "walt": {
             "num_parameters": models.count(model),
-            "weights_hash": hash_weights(model),
+            "weights_hash": weights_hash(model),
             "model": model.config.to_dict(),
         },
         "tokenizer": {
-            "weights_hash": hash_weights(run.tokenizer),
+            "weights_hash": weights_hash(run.tokenizer),
             "latent_mean": run.tokenizer.latent_mean.tolist(),
             "latent_std": run.tokenizer.latent_std.tolist(),
         },
