@@ -1,0 +1,182 @@
+"""ImageNet-1k (ILSVRC2012): the ways in which its labels are written down.
+
+A class is a WordNet id such as `n01440764`; its index is its rank among the sorted 1,000 ids. The
+development kit numbers the classes from 1 in another order, so its numbers are never indices.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from probe_datasets.formats.class_names import class_folders
+from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines, whole_number
+
+__all__ = [
+    "NUM_CLASSES",
+    "NUM_IMAGES",
+    "class_indices",
+    "find_layout",
+    "folder_wnids",
+    "read_ground_truth",
+    "read_kaggle_solution",
+    "read_synset_mapping",
+    "read_validation_wnids",
+]
+
+NUM_CLASSES = 1000
+NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
+
+_WNID = re.compile(r"n\d{8}")
+_KAGGLE = "ILSVRC/Data/CLS-LOC"
+
+
+def class_indices(wnids: Sequence[str], path: str | os.PathLike[str]) -> Mapping[str, int]:
+    """Index of each class: its rank among all 1,000.
+
+    Args:
+        wnids: the ids of all classes in any order.
+        path: where they come from, for the message.
+
+    Raises:
+        DataError: not 1,000 different ids; a rank among fewer would be another class's index.
+    """
+    strange = [wnid for wnid in wnids if not _WNID.fullmatch(wnid)]
+    if strange or len(set(wnids)) != NUM_CLASSES:
+        problem = f"gives {len(set(wnids))} different classes"
+        problem += f", among them {strange[0][:40]!r}" if strange else ""
+        fix = "pass a list of all classes, such as LOC_synset_mapping.txt, for a subset"
+        raise data_error(path, problem, f"{NUM_CLASSES} ids such as n01440764", fix)
+    return {wnid: i for i, wnid in enumerate(sorted(set(wnids)))}
+
+
+def folder_wnids(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Ids of the class folders in a folder, sorted; other folders are passed over.
+
+    Args:
+        folder: such as `train`.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    return tuple(name for name in class_folders(folder) if _WNID.fullmatch(name))
+
+
+def find_layout(root: str | os.PathLike[str], split: str) -> tuple[str, Path]:
+    """How the pictures of a split are kept, and in which folder.
+
+    Args:
+        root: the folder of the data set.
+        split: "train" or "val".
+
+    Returns:
+        "folders" (a folder for each class), "flat" or "kaggle" (all pictures in one folder, with
+        labels in a file beside); and the folder of the pictures.
+
+    Raises:
+        DataError: nothing of the kind is there.
+    """
+    tried = [split, "validation"] if split == "val" else [split]
+    names = [*tried, f"{_KAGGLE}/{split}", f"ILSVRC2012_img_{split}"]
+    for name in names:
+        folder = Path(root, name)
+        if folder.is_dir():
+            if folder_wnids(folder):
+                return "folders", folder
+            return ("kaggle" if name.startswith(_KAGGLE) else "flat"), folder
+    problem = f"holds no folder of {split} pictures"
+    raise data_error(root, problem, " or ".join(names), "unpack the archive there")
+
+
+def read_validation_wnids(path: str | os.PathLike[str]) -> list[str]:
+    """Ids of the validation pictures in the order of their names, one a line.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: missing, or not 50,000 ids.
+    """
+    what = f"{NUM_IMAGES['val']} ids such as n01440764, one a line"
+    wnids = []
+    for line, text in read_lines(path, what):
+        if not _WNID.fullmatch(text.strip()) or len(wnids) >= NUM_IMAGES["val"]:
+            raise data_error(path, f"has {text[:60]!r} in line {line}", what, FETCH_AGAIN)
+        wnids.append(text.strip())
+    if len(wnids) != NUM_IMAGES["val"]:
+        raise data_error(path, f"holds {len(wnids)} ids", what, FETCH_AGAIN)
+    return wnids
+
+
+def read_ground_truth(path: str | os.PathLike[str], devkit_order: Sequence[str]) -> list[str]:
+    """Ids of the validation pictures, from the development kit's numbers.
+
+    Args:
+        path: `ILSVRC2012_validation_ground_truth.txt`, a number from 1 to 1,000 a line.
+        devkit_order: id of each number from 1 on, as the kit's `meta.mat` has them.
+
+    Raises:
+        ValueError: the order is not of 1,000 different ids.
+        DataError: missing, or not 50,000 such numbers.
+    """
+    if len(set(devkit_order)) != NUM_CLASSES or len(devkit_order) != NUM_CLASSES:
+        raise ValueError(f"devkit_order has {len(devkit_order)} ids; expected {NUM_CLASSES}")
+    what = f"{NUM_IMAGES['val']} numbers from 1 to {NUM_CLASSES}, one a line"
+    wnids = []
+    for line, text in read_lines(path, what):
+        number = whole_number(text, path, line, "a class")
+        if not 1 <= number <= NUM_CLASSES or len(wnids) >= NUM_IMAGES["val"]:
+            raise data_error(path, f"has {text[:40]!r} in line {line}", what, FETCH_AGAIN)
+        wnids.append(devkit_order[number - 1])
+    if len(wnids) != NUM_IMAGES["val"]:
+        raise data_error(path, f"holds {len(wnids)} numbers", what, FETCH_AGAIN)
+    return wnids
+
+
+def read_kaggle_solution(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """Id of each validation picture by its name without extension.
+
+    Args:
+        path: `LOC_val_solution.csv` of lines `ImageId,PredictionString`, whose second column is
+            the id and four corners, once or several times.
+
+    Raises:
+        DataError: missing, no such table, or a picture twice.
+    """
+    what = "a table of ImageId,PredictionString"
+    wnids: dict[str, str] = {}
+    for line, text in read_lines(path, what):
+        name, _, prediction = text.partition(",")
+        if line == 1 and name == "ImageId":
+            continue
+        fields = prediction.split()
+        plain = name and not name.startswith(".") and "/" not in name and name not in wnids
+        # One label a picture, however many boxes.
+        if not plain or not _WNID.fullmatch(fields[0] if fields else "") or len(fields) % 5:
+            raise data_error(path, f"has {text[:60]!r} in line {line}", what, FETCH_AGAIN)
+        if len(set(fields[::5])) != 1:
+            problem = f"gives {name} two classes in line {line}"
+            raise data_error(path, problem, "one class a picture", FETCH_AGAIN)
+        wnids[name] = fields[0]
+    if not wnids:
+        raise data_error(path, "holds no rows", what, FETCH_AGAIN)
+    return wnids
+
+
+def read_synset_mapping(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """Names of the classes by id.
+
+    Args:
+        path: `LOC_synset_mapping.txt` of lines `n01440764 tench, Tinca tinca`, or a list of ids.
+
+    Raises:
+        DataError: missing, a line without an id, or an id twice.
+    """
+    what = "classes, 'n01440764 tench, Tinca tinca' and so on"
+    names: dict[str, str] = {}
+    for line, text in read_lines(path, what):
+        wnid, _, name = text.strip().partition(" ")
+        if not _WNID.fullmatch(wnid) or wnid in names:
+            raise data_error(path, f"has {text[:60]!r} in line {line}", what, FETCH_AGAIN)
+        names[wnid] = name or wnid
+    return names

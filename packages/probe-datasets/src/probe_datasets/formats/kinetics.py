@@ -1,0 +1,187 @@
+"""Kinetics-400, -600 and -700: tables of clips, and the files that people have of them.
+
+Axes: `N` rows of a table. A file is named `{youtube id}_{start:06d}_{end:06d}.mp4`, in folders by
+class or flat. Ids have 11 characters, may begin with "-" and hold "_", so they are cut by length.
+Of each table some videos are gone for good: what counts is the rows whose file is there.
+"""
+
+import csv
+import os
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, Shaped
+from numpy import ndarray
+
+from probe_datasets.formats.class_names import folder_files
+from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines
+
+__all__ = ["KineticsTable", "find_clips", "locate", "read_table"]
+
+_WHAT = "a Kinetics table of label,youtube_id,time_start,time_end,split"
+_ID = re.compile(r"[0-9A-Za-z_-]{11}")
+_ID_BYTES = 11
+_EXTENSIONS = ("mp4", "webm", "mkv", "mov")
+_MAX_CLASSES = 10_000
+_MAX_SECONDS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KineticsTable:
+    """Rows of a table by column: 23 bytes each."""
+
+    classes: tuple[str, ...]
+    """Class names in the order of their indices."""
+    ids: Shaped[ndarray, " N"]
+    """YouTube ids, 11 bytes each."""
+    labels: Int32[ndarray, " N"]
+    """Class indices; -1 in a table without labels."""
+    starts: Int32[ndarray, " N"]
+    """First second of each clip."""
+    ends: Int32[ndarray, " N"]
+    """Last second of each clip."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def stem(self, row: int) -> str:
+        """Name of the file of a row, without its extension.
+
+        Args:
+            row: which row, from 0.
+        """
+        start, end = int(self.starts[row]), int(self.ends[row])
+        return f"{self.ids[row].decode()}_{start:06d}_{end:06d}"
+
+
+def read_table(
+    path: str | os.PathLike[str], *, classes: Sequence[str] | None = None
+) -> KineticsTable:
+    """A table `train.csv`, `val.csv` or `test.csv`, read line by line.
+
+    Args:
+        path: the file, with a header that names its columns.
+        classes: class names in the order of their indices. By default the sorted names of this
+            table, which are all of them in a table that holds every class.
+
+    Raises:
+        DataError: missing, no such table, a row that does not fit, or a class that is not known.
+    """
+    lines = read_lines(path, _WHAT)
+    _, header = next(lines)
+    columns = [name.strip().strip('"').lower() for name in header.split(",")]
+    missing = {"youtube_id", "time_start", "time_end"} - set(columns)
+    if missing or len(columns) > 32:
+        problem = f"has no column {', '.join(sorted(missing))} in its header {header[:80]!r}"
+        raise data_error(path, problem, _WHAT, "pass the table as it was published")
+    id_column, start_column, end_column = (
+        columns.index(name) for name in ("youtube_id", "time_start", "time_end")
+    )
+    label_column = columns.index("label") if "label" in columns else -1
+    known = {name: i for i, name in enumerate(classes or ())}
+    ids, labels, starts, ends = bytearray(), array("i"), array("i"), array("i")
+    for number, text in lines:
+        try:
+            fields = text.split(",") if '"' not in text else next(csv.reader([text], strict=True))
+            if len(fields) != len(columns):
+                raise ValueError(f"{len(fields)} columns instead of {len(columns)}")
+            identity = fields[id_column].strip()
+            if _ID.fullmatch(identity) is None:
+                raise ValueError(f"{identity[:40]!r}, which is no YouTube id,")
+            start, end = float(fields[start_column]), float(fields[end_column])
+            if not 0 <= start < end < _MAX_SECONDS:
+                raise ValueError(f"a clip from {start} s to {end} s")
+            label = -1
+            if label_column >= 0:
+                name = fields[label_column].strip().strip('"')
+                label = known.get(name, -1)
+                if label < 0:
+                    if classes is not None or not name or len(known) >= _MAX_CLASSES:
+                        raise ValueError(f"the class {name[:60]!r}, which is not known,")
+                    label = known[name] = len(known)
+        except (ValueError, csv.Error) as error:
+            problem = f"has {error} in line {number}"
+            raise data_error(path, problem, _WHAT, FETCH_AGAIN) from error
+        ids += identity.encode()
+        labels.append(label)
+        starts.append(int(start))
+        ends.append(int(end))
+    if not starts:
+        raise data_error(path, "holds no rows", _WHAT, FETCH_AGAIN)
+    names = tuple(classes) if classes is not None else tuple(sorted(known))
+    found = np.array(labels, np.int32)
+    if classes is None and known:  # from the order of appearance to the order of names
+        rank = {name: i for i, name in enumerate(names)}
+        found = np.array([rank[name] for name in known], np.int32)[found]
+    return KineticsTable(
+        classes=names,
+        ids=np.frombuffer(bytes(ids), f"S{_ID_BYTES}"),
+        labels=found,
+        starts=np.array(starts, np.int32),
+        ends=np.array(ends, np.int32),
+    )
+
+
+def find_clips(root: str | os.PathLike[str], split: str) -> Mapping[str, tuple[str, ...]]:
+    """Files of a split by YouTube id, wherever they lie below its folder.
+
+    The folder is `<split>`, `<split>_256` or `videos_<split>`, or the root where there is none of
+    these; `val` is also found as `validation`. A file in `replacement/` comes before all others of
+    its id, as it was made because another one is corrupt.
+
+    Args:
+        root: the folder of the data set.
+        split: "train", "val" or "test".
+
+    Returns:
+        Paths below the root.
+
+    Raises:
+        DataError: the root does not exist, or holds no file with such a name.
+    """
+    if not os.path.isdir(root):
+        raise data_error(root, "is no folder", "the folder of Kinetics", "check the path")
+    names = (split, "validation") if split == "val" else (split,)
+    candidates = [pattern.format(n) for n in names for pattern in ("{}", "{}_256", "videos_{}")]
+    folder = next((name for name in candidates if Path(root, name).is_dir()), "")
+    found: dict[str, tuple[str, ...]] = {}
+    for where in (folder, "replacement"):
+        first: dict[str, tuple[str, ...]] = {}
+        for relative, stem in folder_files(Path(root, where), _EXTENSIONS):
+            identity = stem[:_ID_BYTES]
+            whole = len(stem) == _ID_BYTES or stem[_ID_BYTES : _ID_BYTES + 1] == "_"
+            if whole and _ID.fullmatch(identity):
+                path = f"{where}/{relative}" if where else relative
+                first[identity] = (*first.get(identity, ()), path)
+        for identity, paths in first.items():
+            found[identity] = (*paths, *found.get(identity, ()))
+    if not found:
+        expected = "files such as abcdefghijk_000012_000022.mp4, flat or in class folders"
+        problem = f"holds none for split {split!r} in {folder or 'the root'}"
+        raise data_error(root, problem, expected, f"looked for {', '.join(candidates)}")
+    return found
+
+
+def locate(table: KineticsTable, files: Mapping[str, tuple[str, ...]]) -> list[str | None]:
+    """The file of each row: a replacement, else the one with its times, else one with its id.
+
+    Args:
+        table: the rows.
+        files: what `find_clips` returned.
+
+    Returns:
+        Paths below the root; None where no file has the row's id.
+    """
+    result: list[str | None] = []
+    for row, identity in enumerate(table.ids.tolist()):
+        paths = files.get(identity.decode(), ())
+        if len(paths) > 1 and not paths[0].startswith("replacement/"):
+            stem = table.stem(row)
+            exact = [path for path in paths if path.rpartition("/")[2].startswith(stem)]
+            paths = exact or paths
+        result.append(paths[0] if paths else None)
+    return result

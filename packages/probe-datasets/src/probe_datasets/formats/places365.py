@@ -1,0 +1,150 @@
+"""Places365-Standard: the official lists, and the "easyformat" with a folder for each class.
+
+Axes: `N` lines of a list.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+from numpy import ndarray
+
+from probe_datasets.formats.files import (
+    FETCH_AGAIN,
+    check_relative,
+    data_error,
+    read_bytes,
+    read_lines,
+    whole_number,
+)
+
+__all__ = [
+    "CATEGORIES_MD5",
+    "NUM_CLASSES",
+    "folder_classes",
+    "image_root",
+    "read_categories",
+    "read_list",
+]
+
+NUM_CLASSES = 365
+CATEGORIES_MD5 = "06c963b85866bd0649f97cb43dd16673"
+"""Of the official `categories_places365.txt`, which has no newline at its end."""
+
+_ROOTS = {
+    "train": ("data_256", "data_256_standard", "data_large", "data_large_standard"),
+    "val": ("val_256", "val_large"),
+    "test": ("test_256", "test_large"),
+}
+
+
+def read_categories(path: str | os.PathLike[str], *, official: bool = True) -> tuple[str, ...]:
+    """Class names such as `/a/airfield`, in the order of their ids.
+
+    Args:
+        path: `categories_places365.txt`.
+        official: require the very list that labels are published with, but for the newline at
+            its end; another order would give wrong labels without a sign.
+
+    Raises:
+        DataError: missing, ids that do not count up from 0, or not the official list.
+    """
+    what = "the list of categories, '/a/airfield 0' and so on"
+    names: list[str] = []
+    for line, text in read_lines(path, what):
+        name, _, number = text.rpartition(" ")
+        if whole_number(number, path, line, "a class") != len(names) or name in names:
+            problem = f"has {text[:60]!r} in line {line}"
+            raise data_error(path, problem, f"another class with the id {len(names)}", FETCH_AGAIN)
+        names.append(name)
+    if official:
+        content = read_bytes(path, what, max_bytes=1 << 20).replace(b"\r\n", b"\n").rstrip(b"\n")
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != CATEGORIES_MD5:
+            problem = f"is not the official list (md5 {found})"
+            raise data_error(path, problem, f"md5 {CATEGORIES_MD5}", FETCH_AGAIN)
+    return tuple(names)
+
+
+def read_list(
+    path: str | os.PathLike[str], *, labelled: bool = True, num_classes: int = NUM_CLASSES
+) -> tuple[list[str], Int32[ndarray, " N"]]:
+    """Pictures and classes of a list, `<path> <class>` a line.
+
+    Args:
+        path: `places365_train_standard.txt`, `places365_val.txt` or `places365_test.txt`.
+        labelled: False for the list of the test split, which names no classes.
+        num_classes: classes that there are.
+
+    Returns:
+        Paths below the folder of the split's pictures, without the slash that they begin with in
+        the train list; and the classes, -1 where there are none.
+
+    Raises:
+        DataError: missing, a path that leaves the folder, or a class that there is not.
+    """
+    what = "a list of pictures and classes, '/a/airfield/00000001.jpg 0' and so on"
+    paths: list[str] = []
+    labels: list[int] = []
+    for line, text in read_lines(path, what):
+        relative, _, number = text.strip().rpartition(" ") if labelled else (text.strip(), "", "-1")
+        label = int(number) if number.isdigit() and len(number) < 6 else -1
+        if not relative or (labelled and not 0 <= label < num_classes):
+            problem = f"has {text[:80]!r} in line {line}"
+            raise data_error(path, problem, f"a path and a class below {num_classes}", FETCH_AGAIN)
+        paths.append(check_relative(relative.removeprefix("/"), source=path))
+        labels.append(label)
+    return paths, np.array(labels, np.int32)
+
+
+def folder_classes(
+    categories: Sequence[str], folders: Sequence[str], path: str | os.PathLike[str]
+) -> Mapping[str, int]:
+    """Class of each folder of the easyformat, whose sorted order is not that of the ids.
+
+    `/a/arena/hockey` is the folder `arena-hockey`; underscores and dashes count as the same.
+
+    Args:
+        categories: what `read_categories` returned.
+        folders: names of the folders.
+        path: the folder that holds them, for the message.
+
+    Raises:
+        DataError: a folder that fits no class, or two that fit one.
+    """
+    ids = {name[3:].replace("/", "-").replace("_", "-"): i for i, name in enumerate(categories)}
+    if len(ids) != len(categories):
+        raise ValueError(f"categories hold only {len(ids)} different names of {len(categories)}")
+    result: dict[str, int] = {}
+    for folder in folders:
+        label = ids.get(folder.replace("_", "-"))
+        if label is None or label in result.values():
+            problem = f"holds a folder {folder[:60]!r} that fits no class, or one that another fits"
+            expected = "folders such as airfield and arena-hockey"
+            raise data_error(path, problem, expected, "remove or rename it")
+        result[folder] = label
+    return result
+
+
+def image_root(root: str | os.PathLike[str], split: str) -> Path:
+    """The folder of a split's pictures, as its archive unpacks.
+
+    Args:
+        root: the folder of the data set.
+        split: "train", "val" or "test".
+
+    Raises:
+        ValueError: there is no such split.
+        DataError: none of the folders is there.
+    """
+    if split not in _ROOTS:
+        raise ValueError(f"split {split!r} must be one of {', '.join(_ROOTS)}")
+    for name in _ROOTS[split]:
+        path = Path(root, name)
+        if path.is_dir():
+            return path
+    problem = f"holds no folder of {split} pictures"
+    raise data_error(root, problem, " or ".join(_ROOTS[split]), "unpack the archive there")

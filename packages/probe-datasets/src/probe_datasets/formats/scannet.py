@@ -1,0 +1,268 @@
+"""ScanNet's folders: split lists, scene files, and the ways in which frames are exported.
+
+A scene is `sceneXXXX_YY`; it comes as one `.sens` recording (see `sens.py`) or as exported frames.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from numpy import ndarray
+
+from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines, safe_path
+from probe_datasets.formats.rgbd import read_depth, read_intrinsics, read_pose
+from probe_datasets.formats.still_images import read_rgb
+
+__all__ = [
+    "SPLIT_SIZES",
+    "ExportedFrame",
+    "ExportedScene",
+    "exported_intrinsics",
+    "find_exported",
+    "find_sens",
+    "read_exported_frame",
+    "read_scene_file",
+    "read_split",
+]
+
+SPLIT_SIZES = {"train": 1201, "val": 312, "test": 100}
+"""Scenes in each of the official lists `scannetv2_{split}.txt`."""
+
+_SCENE = re.compile(r"scene\d{4}_\d{2}")
+_HOLDERS = ("", "scans", "scans_test", "scannet_frames_25k")
+# What each tool calls colour, depth and pose of a frame; numbers are compared as numbers.
+_LAYOUTS = {
+    "folders": (r"color/(\d+)\.(?:jpg|jpeg|png)", r"depth/(\d+)\.(?:png|pgm)", r"pose/(\d+)\.txt"),
+    "frame-files": (
+        r"frame-(\d+)\.color\.(?:jpg|jpeg|png)",
+        r"frame-(\d+)\.depth\.(?:png|pgm)",
+        r"frame-(\d+)\.pose\.txt",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedFrame:
+    """Files of one frame, below the folder of its scene."""
+
+    number: int
+    """Number of the frame in the recording."""
+    color: str
+    """Path of the colour picture."""
+    depth: str
+    """Path of the depth picture."""
+    pose: str
+    """Path of the camera-to-world matrix."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedScene:
+    """A scene whose frames are files of their own."""
+
+    folder: Path
+    """The folder of the scene."""
+    layout: str
+    """"folders" (SensReader in Python, scannet_frames_25k) or "frame-files" (SensReader in C++)."""
+    frames: tuple[ExportedFrame, ...]
+    """Frames that have colour, depth and pose, by number."""
+    incomplete: tuple[int, ...]
+    """Numbers of the frames that lack one of the three."""
+
+
+def read_split(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the scenes in an official split list, one a line.
+
+    Args:
+        path: `scannetv2_train.txt` or another list.
+
+    Raises:
+        DataError: missing, or a line that names no scene, or one twice.
+    """
+    what = "a list of scenes such as scene0000_00"
+    scenes: dict[str, int] = {}
+    for line, text in read_lines(path, what):
+        scene = text.strip()
+        if not _SCENE.fullmatch(scene):
+            problem = f"has {scene[:80]!r} in line {line}"
+            raise data_error(path, problem, what, "take the list from ScanNet's Tasks/Benchmark")
+        if scene in scenes:
+            problem = f"names {scene} in line {scenes[scene]} and again in line {line}"
+            raise data_error(path, problem, "each scene once", FETCH_AGAIN)
+        scenes[scene] = line
+    return tuple(scenes)
+
+
+def read_scene_file(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """The `key = value` lines of a scene's text file, such as `sceneType` and `axisAlignment`.
+
+    Args:
+        path: `sceneXXXX_YY.txt` or the `_info.txt` of an export.
+
+    Returns:
+        Values as text, by key.
+
+    Raises:
+        DataError: missing, or a line without "=".
+    """
+    what = "a ScanNet scene file of 'key = value' lines"
+    values: dict[str, str] = {}
+    for line, text in read_lines(path, what):
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            problem = f"has {text[:80]!r} in line {line}"
+            raise data_error(path, problem, what, FETCH_AGAIN)
+        values[key.strip()] = value.strip()
+    return values
+
+
+def find_sens(root: str | os.PathLike[str], scene: str) -> Path | None:
+    """The recording of a scene below a ScanNet folder; None where it is not there.
+
+    Args:
+        root: the folder that holds `scans/`, or the scenes themselves.
+        scene: such as `scene0000_00`.
+
+    Raises:
+        DataError: the scene's name is none, or a link leaves the root.
+    """
+    _check_scene(root, scene)
+    for holder in _HOLDERS[:3]:
+        for name in (f"{scene}/{scene}.sens", f"{scene}.sens"):
+            path = safe_path(Path(root, holder), name)
+            if path.is_file():
+                return path
+    return None
+
+
+def find_exported(root: str | os.PathLike[str], scene: str) -> ExportedScene | None:
+    """The exported frames of a scene, in the order of their numbers; None where there are none.
+
+    Args:
+        root: the folder that holds `scans/`, `scannet_frames_25k/` or the scenes themselves.
+        scene: such as `scene0000_00`.
+
+    Raises:
+        DataError: the scene's name is none, a link leaves the root, or two files claim one frame.
+    """
+    _check_scene(root, scene)
+    for holder in _HOLDERS:
+        base = safe_path(Path(root, holder), scene)
+        for inside in ("", "exported", "sens"):
+            folder = base / inside
+            for layout, patterns in _LAYOUTS.items():
+                color, depth, pose = (_numbered(folder, pattern) for pattern in patterns)
+                complete = sorted(color.keys() & depth.keys() & pose.keys())
+                if complete:
+                    frames = (
+                        ExportedFrame(number=n, color=color[n], depth=depth[n], pose=pose[n])
+                        for n in complete
+                    )
+                    every = color.keys() | depth.keys() | pose.keys()
+                    return ExportedScene(
+                        folder=folder,
+                        layout=layout,
+                        frames=tuple(frames),
+                        incomplete=tuple(sorted(every - set(complete))),
+                    )
+    return None
+
+
+def read_exported_frame(
+    scene: ExportedScene, index: int
+) -> tuple[
+    UInt8[ndarray, "H W 3"],
+    Float32[ndarray, "h w"],
+    Bool[ndarray, "h w"],
+    Float32[ndarray, "3 4"],
+    bool,
+]:
+    """Colour, depth in metres, its validity, world-to-camera pose and its validity of one frame.
+
+    Args:
+        scene: what `find_exported` returned.
+        index: which of its frames, from 0.
+
+    Raises:
+        IndexError: there is no such frame.
+        DataError: one of its files is missing or damaged.
+    """
+    if not 0 <= index < len(scene.frames):
+        raise IndexError(f"frame {index} is outside the scene of {len(scene.frames)} frames")
+    frame = scene.frames[index]
+    color = read_rgb(safe_path(scene.folder, frame.color))
+    depth, valid = read_depth(safe_path(scene.folder, frame.depth))
+    pose, tracked = read_pose(safe_path(scene.folder, frame.pose))
+    return color, depth, valid, pose, tracked
+
+
+def exported_intrinsics(
+    scene: ExportedScene, size: tuple[int, int], *, what: str = "depth"
+) -> tuple[float, float, float, float]:
+    """Normalised intrinsics of an exported scene.
+
+    Args:
+        scene: what `find_exported` returned.
+        size: (height, width) of the pictures.
+        what: "color" or "depth".
+
+    Returns:
+        (fx, fy, cx, cy) in widths and heights.
+
+    Raises:
+        ValueError: `what` is neither.
+        DataError: no file holds them, or not as a pinhole matrix.
+    """
+    if what not in ("color", "depth"):
+        raise ValueError(f"what {what!r} must be 'color' or 'depth'")
+    for name in (f"intrinsic/intrinsic_{what}.txt", f"intrinsics_{what}.txt"):
+        path = safe_path(scene.folder, name)
+        if path.is_file():
+            return read_intrinsics(path, size)
+    info = safe_path(scene.folder, "_info.txt")
+    if not info.is_file():
+        problem = f"has neither intrinsic/intrinsic_{what}.txt nor _info.txt"
+        raise data_error(scene.folder, problem, f"the intrinsics of {what}", "export them too")
+    key = "m_calibrationColorIntrinsic" if what == "color" else "m_calibrationDepthIntrinsic"
+    fields = read_scene_file(info).get(key, "").split()
+    try:
+        matrix = np.array([float(field) for field in fields], np.float64)
+    except ValueError:
+        matrix = np.empty(0)
+    height, width = size
+    fx, fy, cx, cy = matrix[[0, 5, 2, 6]].tolist() if matrix.size == 16 else (np.nan,) * 4
+    if not (fx > 0 and fy > 0 and 0 < cx < width and 0 < cy < height):
+        problem = f"has no usable {key}"
+        raise data_error(info, problem, "16 numbers of a pinhole matrix", FETCH_AGAIN)
+    return fx / width, fy / height, cx / width, cy / height
+
+
+def _check_scene(root: str | os.PathLike[str], scene: str) -> None:
+    if not _SCENE.fullmatch(scene):
+        problem = f"cannot hold a scene {scene[:80]!r}"
+        raise data_error(root, problem, "a name such as scene0000_00", "check the split list")
+
+
+def _numbered(folder: Path, pattern: str) -> dict[int, str]:
+    """Paths below a folder that fit a pattern of at most two parts, by the number in them."""
+    below, _, name = pattern.rpartition("/")
+    where = folder / below if below else folder
+    try:
+        entries = sorted(os.listdir(where))
+    except OSError:
+        return {}
+    fits = re.compile(name)
+    found: dict[int, str] = {}
+    for entry in entries:
+        match = fits.fullmatch(entry)
+        if match is None or len(match[1]) > 12:
+            continue
+        number = int(match[1])
+        if number in found:
+            problem = f"has both {found[number]!r} and {entry!r} for frame {number}"
+            raise data_error(folder, problem, "one file a frame", "remove one of them")
+        found[number] = f"{below}/{entry}" if below else entry
+    return found

@@ -1,0 +1,150 @@
+"""Something-Something-v2: clips joined with their classes from two JSON files.
+
+Axes: `N` clips of a split. A clip is `<id>.webm`; ids are text. A class is a template such as
+"Holding [something]", whose index is found under its name without the brackets.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from numpy import ndarray
+
+from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_json, safe_path
+
+__all__ = [
+    "NUM_CLASSES",
+    "ClipList",
+    "find_annotations",
+    "find_video",
+    "read_classes",
+    "read_clips",
+]
+
+NUM_CLASSES = 174
+
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_FOLDERS = ("20bn-something-something-v2", "videos", "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClipList:
+    """Clips of a split and their classes."""
+
+    ids: tuple[str, ...]
+    """Names of the clips."""
+    labels: Int32[ndarray, " N"]
+    """Classes; -1 in the test split, whose file has none."""
+
+
+def find_annotations(root: str | os.PathLike[str], kind: str) -> Path:
+    """The JSON file of a split or of the labels, under any of its published names.
+
+    Args:
+        root: the folder of the data set.
+        kind: "train", "validation", "test" or "labels".
+
+    Raises:
+        DataError: none is there.
+    """
+    names = [f"something-something-v2-{kind}.json", f"{kind}.json"]
+    tried = [f"{folder}{name}" for name in names for folder in ("", "labels/", "annotations/")]
+    for name in tried:
+        path = Path(root, name)
+        if path.is_file():
+            return path
+    problem = f"holds no annotations {kind!r}"
+    raise data_error(root, problem, " or ".join(tried), "copy them there")
+
+
+def find_video(root: str | os.PathLike[str], clip: str) -> Path | None:
+    """The file of a clip; None where it is not there.
+
+    Args:
+        root: the folder of the data set.
+        clip: name of the clip.
+
+    Raises:
+        DataError: the name is none, or a link leaves the root.
+    """
+    if not _ID.fullmatch(clip):
+        raise data_error(root, f"cannot hold a clip {clip[:60]!r}", "an id", "check the list")
+    for folder in _FOLDERS:
+        for extension in ("webm", "mp4"):
+            path = safe_path(Path(root, folder), f"{clip}.{extension}")
+            if path.is_file():
+                return path
+    return None
+
+
+def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Class names in the order of their indices, from `something-something-v2-labels.json`.
+
+    Args:
+        path: the file: an object of templates without brackets and indices as text.
+
+    Raises:
+        DataError: missing, no such object, or indices that do not count up from 0.
+    """
+    what = "labels: a JSON object of templates and indices"
+    content = read_json(path, what, max_bytes=1 << 24)
+    if not isinstance(content, dict) or not content:
+        raise data_error(path, "holds no JSON object", what, FETCH_AGAIN)
+    names: dict[int, str] = {}
+    for name, index in content.items():
+        text = str(index)
+        if not (isinstance(index, str | int) and text.isascii() and text.isdigit()):
+            problem = f"has {text[:40]!r} as the index of {name[:60]!r}"
+            raise data_error(path, problem, "a whole number", FETCH_AGAIN)
+        names[int(text[:9])] = name
+    if sorted(names) != list(range(len(content))):
+        problem = f"has {len(content)} names whose indices do not count up from 0"
+        raise data_error(path, problem, f"0 to {len(content) - 1}, each once", FETCH_AGAIN)
+    return tuple(names[i] for i in range(len(names)))
+
+
+def read_clips(path: str | os.PathLike[str], classes: Sequence[str]) -> ClipList:
+    """Clips and classes of a split.
+
+    Args:
+        path: the split's JSON file, a list of objects with `id` and, but for test, `template`.
+        classes: what `read_classes` returned.
+
+    Raises:
+        DataError: missing, no such list, an id that is no file name or comes twice, or a template
+            that is no class.
+    """
+    what = "a JSON list of clips with id and template"
+    content = read_json(path, what)
+    if not isinstance(content, list) or not content:
+        raise data_error(path, "holds no JSON list of clips", what, FETCH_AGAIN)
+    index = {name: i for i, name in enumerate(classes)}
+    labels: dict[str, int] = {}
+    labelled = isinstance(content[0], dict) and "template" in content[0]
+    for number, entry in enumerate(content):
+        clip, label = _clip(entry, index, labelled)
+        if label is None or clip in labels:
+            problem = f"has entry {number}, {str(entry)[:80]!r}, that does not fit"
+            expected = f"ids that differ and templates of the {len(classes)} classes"
+            raise data_error(path, problem, expected, FETCH_AGAIN)
+        labels[clip] = label
+    return ClipList(ids=tuple(labels), labels=np.array(list(labels.values()), np.int32))
+
+
+def _clip(entry: Any, index: dict[str, int], labelled: bool) -> tuple[str, int | None]:
+    """Name and class of an entry; None for the class where either is wrong."""
+    clip = entry.get("id") if isinstance(entry, dict) else None
+    clip = str(clip) if isinstance(clip, str | int) else ""
+    if not _ID.fullmatch(clip):
+        return clip, None
+    if not labelled:
+        return clip, -1 if "template" not in entry else None
+    template = entry.get("template")
+    if not isinstance(template, str):
+        return clip, None
+    return clip, index.get(template.replace("[", "").replace("]", ""))

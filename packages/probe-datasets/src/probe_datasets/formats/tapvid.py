@@ -1,0 +1,198 @@
+"""TAP-Vid's pickles as NumPy archives, converted once and without running the pickles.
+
+Axes: `p` points (tracks), `T` frames, `H W` pixels, `3` red, green, blue, bytes 0 to 255; points
+are `xy` in [0, 1]. One archive a video, `<video>.npz`, with `video` (T H W 3), `points` (p T 2) and
+`occluded` (p T).
+
+Reference:
+    Doersch et al., TAP-Vid, 2022; google-deepmind/tapnet, tapvid/README (the pickles' content).
+"""
+
+import mmap
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from numpy import ndarray
+
+from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error, file_size
+from probe_datasets.formats.plain_pickle import load_plain
+from probe_datasets.formats.still_images import decode_rgb
+
+__all__ = ["PointVideo", "convert_pickle", "read_point_video"]
+
+_WHAT = "a TAP-Vid pickle: videos with video, points and occluded"
+_NAMES = ("video", "points", "occluded")
+_LARGEST_POINT = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PointVideo:
+    """One video with its tracks."""
+
+    video: UInt8[ndarray, "T H W 3"]
+    """Bytes 0 to 255."""
+    points: Float32[ndarray, "p T 2"]
+    """xy in [0, 1]; anything where not visible."""
+    visible: Bool[ndarray, "p T"]
+    """False where occluded."""
+
+
+def convert_pickle(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every video of a TAP-Vid pickle as an archive of its own.
+
+    The pickle is mapped, not loaded, so memory is that of one video.
+
+    Args:
+        path: the pickle, such as `tapvid_davis.pkl`: a dictionary or a list of videos.
+        folder: where the archives go; it is made if it is not there.
+
+    Returns:
+        The archives, in the order of the pickle.
+
+    Raises:
+        DataError: not such a pickle, anything in it that is not plain data, or an archive that is
+            there already.
+    """
+    file_size(path, _WHAT)
+    with open(path, "rb") as file:
+        # Never closed by hand: it lives as long as the last array that is a view of it.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _convert(memoryview(mapped), path, Path(folder))
+
+
+def _convert(whole: memoryview, path: str | os.PathLike[str], folder: Path) -> list[Path]:
+    content = load_plain(whole, path)
+    if isinstance(content, list):
+        content = {f"video_{i:05d}": entry for i, entry in enumerate(content)}
+    if not isinstance(content, dict) or not content:
+        raise data_error(path, f"holds a {type(content).__name__}", _WHAT, FETCH_AGAIN)
+    for name in content:
+        if (
+            not isinstance(name, str)
+            or not name
+            or name[0] == "."
+            or any(c in name for c in "/\\\0")
+        ):
+            problem = f"names a video {str(name)[:60]!r}"
+            raise data_error(path, problem, "plain file names", FETCH_AGAIN)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, entry in content.items():
+        target = folder / f"{name}.npz"
+        if target.exists():
+            problem = "is there already"
+            raise data_error(target, problem, "a new archive", "remove it or choose a new folder")
+        arrays = _checked(entry, name, path)
+        # Under another name until it is whole, so that a stop leaves no half archive.
+        handle, part = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+        try:
+            with open(handle, "wb") as sink:
+                np.savez(
+                    sink,
+                    video=arrays["video"],
+                    points=arrays["points"],
+                    occluded=arrays["occluded"],
+                )
+            os.replace(part, target)
+        except BaseException:
+            os.unlink(part)
+            raise
+        written.append(target)
+    return written
+
+
+def _checked(entry: Any, name: str, path: str | os.PathLike[str]) -> dict[str, ndarray]:
+    """The three arrays of a video, of the right kinds and of one length."""
+    if not isinstance(entry, dict) or not set(_NAMES) <= entry.keys():
+        raise data_error(path, f"has no {', '.join(_NAMES)} in {name[:60]!r}", _WHAT, FETCH_AGAIN)
+    video, points, occluded = (entry[key] for key in _NAMES)
+    if isinstance(video, list):  # encoded pictures
+        if not video or not all(isinstance(frame, memoryview) for frame in video):
+            raise data_error(path, f"has no frames in {name[:60]!r}", _WHAT, FETCH_AGAIN)
+        frames = [decode_rgb(bytes(video[0]), path)]
+        size = frames[0].shape[:2]
+        frames += [decode_rgb(bytes(frame), path, size=size) for frame in video[1:]]
+        video = np.stack(frames)
+    problem = _problem(video, points, occluded)
+    if problem:
+        raise data_error(path, f"has {problem} in {name[:60]!r}", _WHAT, FETCH_AGAIN)
+    return {
+        "video": video,
+        "points": points.astype(np.float32),
+        "occluded": np.not_equal(occluded.view(np.uint8), 0),
+    }
+
+
+def _problem(video: Any, points: Any, occluded: Any) -> str:
+    """What does not fit among the arrays of a video; empty when all does."""
+    if not all(isinstance(array, ndarray) for array in (video, points, occluded)):
+        return "something that is no array"
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        return f"a video of shape {video.shape} and type {video.dtype}"
+    if occluded.dtype != np.bool_ or occluded.ndim != 2 or occluded.shape[1] != len(video):
+        return f"occlusion of shape {occluded.shape} for {len(video)} frames"
+    if points.dtype.kind != "f" or points.shape != (*occluded.shape, 2):
+        return f"points of shape {points.shape} for tracks of shape {occluded.shape}"
+    seen = points[~np.not_equal(occluded.view(np.uint8), 0)]
+    if not (np.abs(seen) <= _LARGEST_POINT).all():
+        return "points that are not normalised by width and height"
+    return ""
+
+
+def read_point_video(path: str | os.PathLike[str]) -> PointVideo:
+    """One video that `convert_pickle` wrote.
+
+    Args:
+        path: the archive.
+
+    Raises:
+        DataError: no such archive, cut short or damaged, or arrays that do not fit each other.
+    """
+    what = "an archive of video, points and occluded"
+    size = file_size(path, what)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename: member for member in archive.infolist()}
+            if set(members) != {f"{name}.npy" for name in _NAMES}:
+                problem = f"holds {', '.join(sorted(members))[:80] or 'nothing'}"
+                raise data_error(path, problem, what, FETCH_AGAIN)
+            video, points, occluded = (
+                _member(archive, members[f"{name}.npy"], size) for name in _NAMES
+            )
+    except DataError:
+        raise
+    except (
+        *(OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError),
+        *(SyntaxError, TypeError, LookupError, RuntimeError, OverflowError, UnicodeError),
+    ) as error:
+        problem = f"cannot be read ({str(error)[:200] or type(error).__name__})"
+        raise data_error(path, problem, what, FETCH_AGAIN) from error
+    problem = _problem(video, points, occluded)
+    if problem:
+        raise data_error(path, f"has {problem}", what, FETCH_AGAIN)
+    visible = np.equal(occluded.view(np.uint8), 0)
+    return PointVideo(video=video, points=points.astype(np.float32, copy=False), visible=visible)
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> ndarray:
+    """One array, whose header and length agree before anything is read; the checksum guards it."""
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
+        raise ValueError(f"{member.filename} is compressed or claims {member.file_size} bytes")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{member.filename} has version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        count = 1
+        for side in shape:
+            count *= side
+        if dtype.kind not in "bfu" or count * dtype.itemsize != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} claims shape {shape} of {dtype}")
+        data = file.read()
+    return np.ndarray(shape, dtype, data, order="F" if fortran else "C")

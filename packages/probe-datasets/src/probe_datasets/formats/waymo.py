@@ -1,0 +1,276 @@
+"""Waymo Open segments in their two native forms: TFRecords of Frame messages, and parquet tables.
+
+Opening a segment reads headers or key columns; a frame's picture is read when it is asked for.
+
+Reference:
+    Sun et al. 2020, "Scalability in perception for autonomous driving: Waymo Open Dataset"; its
+    dataset.proto and label.proto (v1) and the component schemas of its v2 release.
+"""
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+
+from probe_datasets.formats.files import FETCH_AGAIN, data_error
+from probe_datasets.formats.protobuf import ProtobufError, fields
+from probe_datasets.formats.tfrecord import read_prefix, read_record, record_index
+from probe_datasets.formats.waymo_boxes import WaymoBoxes, corners
+
+__all__ = ["CAMERAS", "WaymoFrame", "WaymoSegment", "WaymoV1Segment", "open_v1", "parse_frame"]
+
+CAMERAS = {"FRONT": 1, "FRONT_LEFT": 2, "FRONT_RIGHT": 3, "SIDE_LEFT": 4, "SIDE_RIGHT": 5}
+"""Numbers of the cameras."""
+
+_PREFIX = 1 << 16  # bytes; the context, which precedes the time, has about a tenth of that
+_MAX_PIXEL, _MAX_LABELS = 1e5, 10_000
+_WHAT = "a frame of Waymo Open"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaymoFrame:
+    """One picture of one camera."""
+
+    context: str
+    """Name of the segment."""
+    timestamp_micros: int
+    """Time of the frame."""
+    image: bytes
+    """JPEG."""
+    labels: WaymoBoxes | None
+    """2-D labels; None where the camera was not labelled, which differs from no objects."""
+
+
+@runtime_checkable
+class WaymoSegment(Protocol):
+    """A drive of about twenty seconds, seen by one camera."""
+
+    @property
+    def path(self) -> Path:
+        """The file with the pictures."""
+        ...
+
+    @property
+    def timestamps(self) -> Int64[np.ndarray, " n"]:
+        """Microseconds of each frame, ascending."""
+        ...
+
+    def frames(self, ranks: Sequence[int]) -> list[WaymoFrame]:
+        """Frames by their rank in time; reads those alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaymoV1Segment:
+    """A segment as a TFRecord file."""
+
+    path: Path
+    """The file."""
+    camera: str
+    """Name of the camera."""
+    timestamps: Int64[np.ndarray, " n"]
+    """Microseconds of each frame, ascending."""
+    index: Int64[np.ndarray, "n 2"]
+    """Offset and length of each frame's record, in the order of time."""
+
+    def frames(self, ranks: Sequence[int]) -> list[WaymoFrame]:
+        """Frames by their rank in time; reads those alone.
+
+        Args:
+            ranks: from 0 to the number of frames less one.
+
+        Raises:
+            DataError: a record is damaged, is not the one that was indexed, or lacks the camera.
+        """
+        found = []
+        for rank in ranks:
+            offset, length = self.index[rank].tolist()
+            source = f"{self.path} (record at byte {offset})"
+            frame = parse_frame(read_record(self.path, offset, length), source, self.camera)
+            if frame.timestamp_micros != self.timestamps[rank]:
+                problem = f"has the time {frame.timestamp_micros}"
+                expected = f"{self.timestamps[rank]}, as indexed"
+                raise data_error(source, problem, expected, "index it again")
+            found.append(frame)
+        return found
+
+
+def open_v1(path: str | os.PathLike[str], camera: str = "FRONT") -> WaymoV1Segment:
+    """Index a TFRecord segment; reads the beginning of each record, none of the pictures.
+
+    Args:
+        path: a `segment-*.tfrecord` file.
+        camera: one of `CAMERAS`.
+
+    Raises:
+        DataError: the file is missing, damaged in a header, or holds no frames of a segment.
+        ValueError: unknown camera.
+    """
+    check_camera(camera)
+    index = record_index(path)
+    times = np.array([_time(path, *record) for record in index.tolist()], np.int64)
+    timestamps, order = ascending(times, path)
+    return WaymoV1Segment(path=Path(path), camera=camera, timestamps=timestamps, index=index[order])
+
+
+def check_camera(camera: str) -> None:
+    """Raise unless a camera is known.
+
+    Args:
+        camera: a name.
+
+    Raises:
+        ValueError: unknown camera.
+    """
+    if camera not in CAMERAS:
+        raise ValueError(f"unknown camera {camera!r}; known: {', '.join(CAMERAS)}")
+
+
+def ascending(
+    times: Int64[np.ndarray, " n"], path: str | os.PathLike[str]
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Times in ascending order, and the order that makes them so.
+
+    Args:
+        times: microseconds of each frame.
+        path: the file, for the message.
+
+    Raises:
+        DataError: two frames have the same time.
+    """
+    order = np.argsort(times, kind="stable")
+    if (np.diff(times[order]) == 0).any():
+        raise data_error(path, "has two frames of one time", "one of each", FETCH_AGAIN)
+    return times[order], order.astype(np.int64)
+
+
+def parse_frame(record: memoryview, source: str, camera: str = "FRONT") -> WaymoFrame:
+    """One camera of a Frame message; the others and the lasers are stepped over.
+
+    Args:
+        record: the serialised message.
+        source: where it comes from, for messages.
+        camera: one of `CAMERAS`.
+
+    Raises:
+        DataError: the message is malformed or has no picture of the camera.
+        ValueError: unknown camera.
+    """
+    check_camera(camera)
+    context, time, image, labels = "", None, None, None
+    try:
+        for number, _, value in fields(record):
+            if number == 2 and isinstance(value, int):
+                time = _signed(value)
+            elif isinstance(value, int):
+                continue
+            elif number == 1:
+                context = _text(value, 1)
+            elif number == 4 and _number(value, 1) == CAMERAS[camera]:
+                image = b"".join(_parts(value, 2))
+            elif number == 8 and _number(value, 1) == CAMERAS[camera]:
+                labels = _labels(list(islice(_parts(value, 2), _MAX_LABELS + 1)), source)
+    except ProtobufError as error:
+        raise data_error(source, f"is malformed ({error})", _WHAT, FETCH_AGAIN) from error
+    if not context or time is None or not image:
+        missing = "name" if not context else "time" if time is None else f"picture of {camera}"
+        raise data_error(source, f"has no {missing}", _WHAT, FETCH_AGAIN)
+    return WaymoFrame(context=context, timestamp_micros=time, image=image, labels=labels)
+
+
+def checked_boxes(
+    centres: np.ndarray, sizes: np.ndarray, types: list[int], ids: list[str], source: str
+) -> WaymoBoxes:
+    """Labels of one picture, once they are known to be possible.
+
+    Args:
+        centres: (n, 2) xy in pixels.
+        sizes: (n, 2) xy in pixels.
+        types: number of each type.
+        ids: identity of each object.
+        source: where they come from, for messages.
+
+    Raises:
+        DataError: a number is impossible, or an identity is missing or occurs twice.
+    """
+    if (
+        not (np.abs(centres) <= _MAX_PIXEL).all()
+        or not ((sizes >= 0) & (sizes <= _MAX_PIXEL)).all()
+    ):
+        raise data_error(source, "has a box that cannot be", "pixels", FETCH_AGAIN)
+    if any(not 0 <= t <= 4 for t in types):
+        raise data_error(source, "has a box of an unknown type", "types 0 to 4", FETCH_AGAIN)
+    if "" in ids or len(set(ids)) != len(ids):
+        problem = "has a box without an identity of its own"
+        raise data_error(source, problem, "each object once", FETCH_AGAIN)
+    boxes = corners(centres[:, 0], centres[:, 1], sizes[:, 0], sizes[:, 1])
+    return WaymoBoxes(boxes=boxes, types=np.array(types, np.int64), ids=tuple(ids))
+
+
+def _labels(messages: list[memoryview], source: str) -> WaymoBoxes:
+    """The Label messages of one camera; a 2-D box has its extent in x as `length`."""
+    if len(messages) > _MAX_LABELS:
+        problem = "has more labels than one camera can see"
+        raise data_error(source, problem, f"at most {_MAX_LABELS}", FETCH_AGAIN)
+    numbers, types, ids = np.zeros((len(messages), 4)), [], []
+    for i, message in enumerate(messages):
+        for box in _parts(message, 1):
+            for number, _, value in fields(box):
+                if number in (1, 2, 4, 5) and not isinstance(value, int) and len(value) == 8:
+                    column = {1: 0, 2: 1, 5: 2, 4: 3}[number]
+                    numbers[i, column] = struct.unpack("<d", value)[0]
+        types.append(_number(message, 3))
+        ids.append(_text(message, 4))
+    return checked_boxes(numbers[:, :2], numbers[:, 2:], types, ids, source)
+
+
+def _time(path: str | os.PathLike[str], offset: int, length: int) -> int:
+    """Microseconds of a record, from its beginning if that holds them."""
+    source = f"{os.fspath(path)} (record at byte {offset})"
+    if length > _PREFIX:
+        with suppress(ProtobufError):  # where the prefix ends
+            for number, _, value in fields(read_prefix(path, offset, _PREFIX)):
+                if number == 2 and isinstance(value, int):
+                    return _signed(value)
+    try:
+        for number, _, value in fields(read_record(path, offset, length)):
+            if number == 2 and isinstance(value, int):
+                return _signed(value)
+    except ProtobufError as error:
+        raise data_error(source, f"is malformed ({error})", _WHAT, FETCH_AGAIN) from error
+    raise data_error(source, "has no time", _WHAT, "check that it is a Waymo segment")
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _parts(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    """Values of a field that have a length."""
+    for number, _, value in fields(message):
+        if number == wanted and not isinstance(value, int):
+            yield value
+
+
+def _number(message: memoryview, wanted: int) -> int:
+    """The last value of a varint field, 0 where it is left out."""
+    found = 0
+    for number, _, value in fields(message):
+        if number == wanted and isinstance(value, int):
+            found = value
+    return found
+
+
+def _text(message: memoryview, wanted: int) -> str:
+    """The last value of a text field, empty where it is left out."""
+    found = b""
+    for part in _parts(message, wanted):
+        found = bytes(part)
+    return found.decode("utf-8", "backslashreplace")

@@ -1,0 +1,101 @@
+"""Annotations written here from the format's description, and the real clip with its class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from probe_datasets.formats.class_names import read_label_map
+from probe_datasets.formats.files import DataError
+from probe_datasets.formats.ssv2 import (
+    NUM_CLASSES,
+    find_annotations,
+    find_video,
+    read_classes,
+    read_clips,
+)
+from probe_datasets.video_io import scan_video
+
+LABELS = {"Holding something next to something": "1", "Dropping something": "0"}
+CLIP = {
+    "id": "78687",
+    "label": "holding potato next to vicks vaporub bottle",
+    "template": "Holding [something] next to [something]",
+    "placeholders": ["potato", "vicks vaporub bottle"],
+}
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_clips_are_joined_by_template(tmp_path: Path):
+    classes = read_classes(write(tmp_path / "labels.json", LABELS))
+    assert classes == ("Dropping something", "Holding something next to something")
+    other = {"id": "12", "template": "Dropping [something]"}
+    clips = read_clips(write(tmp_path / "train.json", [CLIP, other]), classes)
+    assert (clips.ids, clips.labels.tolist()) == (("78687", "12"), [1, 0])
+    test = read_clips(write(tmp_path / "test.json", [{"id": "3"}, {"id": "1"}]), classes)
+    assert (test.ids, test.labels.tolist()) == (("3", "1"), [-1, -1])
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        {},
+        [],
+        [3],
+        [CLIP, CLIP],
+        [{**CLIP, "id": "../1"}],
+        [{**CLIP, "id": "/etc/passwd"}],
+        [{**CLIP, "template": "Eating [something]"}],
+        [CLIP, {"id": "1"}],
+        [{"id": "1"}, CLIP],
+        [{**CLIP, "template": 3}],
+    ],
+)
+def test_clips_that_do_not_fit_are_refused(tmp_path: Path, clips: Any):
+    classes = read_classes(write(tmp_path / "labels.json", LABELS))
+    with pytest.raises(DataError, match=r"clips\.json"):
+        read_clips(write(tmp_path / "clips.json", clips), classes)
+
+
+@pytest.mark.parametrize(
+    "labels", [{}, [], {"a": "1"}, {"a": "0", "b": "0"}, {"a": 0.5}, {"a": "x"}]
+)
+def test_indices_must_count_up(tmp_path: Path, labels: Any):
+    with pytest.raises(DataError, match=r"labels\.json"):
+        read_classes(write(tmp_path / "labels.json", labels))
+
+
+def test_files_are_found_under_their_published_names(tmp_path: Path):
+    with pytest.raises(DataError, match=r"something-something-v2-train\.json or labels/"):
+        find_annotations(tmp_path, "train")
+    path = write(tmp_path / "labels" / "train.json", [])
+    assert find_annotations(tmp_path, "train") == path
+    path = write(tmp_path / "something-something-v2-train.json", [])
+    assert find_annotations(tmp_path, "train") == path
+    assert find_video(tmp_path, "5") is None
+    (tmp_path / "20bn-something-something-v2").mkdir()
+    (tmp_path / "20bn-something-something-v2" / "5.webm").write_bytes(b"")
+    assert find_video(tmp_path, "5") == tmp_path / "20bn-something-something-v2" / "5.webm"
+    with pytest.raises(DataError, match="an id"):
+        find_video(tmp_path, "../5")
+
+
+def test_the_real_clip_has_its_class(shared: Path, tmp_path: Path):
+    names = read_label_map(shared / "ssv2" / "label_map_174.txt")
+    assert len(names) == NUM_CLASSES
+    labels = {name: str(i) for i, name in enumerate(names)}
+    classes = read_classes(write(tmp_path / "labels.json", labels))
+    # The origin names the true class of the clip: 57 (Poking something so that it falls over).
+    entry = {"id": "166766", "template": "Poking [something] so that it falls over"}
+    clips = read_clips(write(tmp_path / "validation.json", [entry]), classes)
+    assert clips.labels.tolist() == [57]
+    assert classes[12] == "Dropping something onto something"
+    video = find_video(shared / "ssv2", clips.ids[0])
+    assert video is not None
+    assert scan_video(video).num_frames == 49
