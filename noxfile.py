@@ -26,7 +26,7 @@ DIST = ROOT / "dist"
 REPORTS = ROOT / ".nox" / "reports"
 LEAVES = ("walt-tokenizer", "walt-core", "probe-readouts", "probe-datasets")
 PACKAGES = (*LEAVES, "probe-eval")
-TESTED_EXTRAS = {"probe-datasets": ("video",)}
+TESTED_EXTRAS = {"probe-datasets": ("video", "huggingface")}
 # What a user of the models or the readouts alone must not be made to install.
 HEAVY = {
     *("accelerate", "datasets", "diffusers", "pandas", "pyarrow", "scipy", "transformers"),

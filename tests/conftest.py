@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Before torch is imported: equal numbers of threads give equal bits here and in other processes.
@@ -21,6 +21,15 @@ UNSET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_CPU", "PYTHONDONTWR
 ERROR = "probe-eval: error: "
 Main = Callable[..., int]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Indexes of folders are kept away from the user's own, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("indexes")
+        patch.setenv("PROBE_DATASETS_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

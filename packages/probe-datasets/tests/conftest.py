@@ -33,6 +33,14 @@ def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.fixture(autouse=True)
+def index_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for the indexes of each test."""
+    folder = tmp_path_factory.mktemp("indexes")
+    monkeypatch.setenv("PROBE_DATASETS_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
     """Function that encodes pictures of indices; the keyword arguments are encoder options."""

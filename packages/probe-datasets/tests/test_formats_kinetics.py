@@ -8,7 +8,7 @@ import pytest
 
 from probe_datasets.formats.class_names import read_label_map
 from probe_datasets.formats.files import DataError
-from probe_datasets.formats.kinetics import find_clips, locate, read_table
+from probe_datasets.formats.kinetics import find_clips, find_table, read_table
 
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
 ROWS = (
@@ -88,25 +88,46 @@ def test_every_layout_is_found_by_id(tmp_path: Path, table: Path, folders: tuple
     first = f"{folders[0]}/-dash567890_000012_000022.mp4".lstrip("/")
     second = f"{folders[1]}/under_score.webm".lstrip("/")
     touch(root, first, second, f"{folders[0]}/short.mp4".lstrip("/"), "val/abcdefghijk.mp4.txt")
-    assert locate(read_table(table), find_clips(root, "train")) == [first, second, None, None]
+    assert find_clips(root, "train", read_table(table)) == [first, second, None, None]
 
 
 def test_replacements_and_times_decide_between_files(tmp_path: Path, table: Path):
     root = tmp_path / "k400"
-    replaced = "replacement/replacement_for_corrupted_k400/under_score_000000_000010.mp4"
+    replaced = "replacement/replacement_for_corrupted_k400/under_score.mp4"
     touch(root, "train/under_score_000000_000010.mp4", replaced)
     touch(root, "train/a/-dash567890_000001_000011.mp4", "train/b/-dash567890_000012_000022.mp4")
-    found = locate(read_table(table), find_clips(root, "train"))
-    assert found == ["train/b/-dash567890_000012_000022.mp4", replaced, None, None]
+    # Another part of the video is not the clip of the list.
+    touch(root, "train/abcdefghijk_000006_000016.mp4", "train/not_on_disk_640x360.mp4")
+    found = find_clips(root, "train", read_table(table))
+    expected = ["train/b/-dash567890_000012_000022.mp4", replaced, None]
+    assert found == [*expected, "train/not_on_disk_640x360.mp4"]
 
 
-def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path):
+def test_clips_of_one_video_keep_their_files(tmp_path: Path):
+    rows = "b,abcdefghijk,0,10,train,0\na,abcdefghijk,10,20,train,0\n"
+    (tmp_path / "train.csv").write_text(HEADER + rows)
+    table = read_table(tmp_path / "train.csv")
+    second = "train/abcdefghijk_000010_000020.mp4"
+    touch(tmp_path, "train/abcdefghijk.mp4", second, "replacement/abcdefghijk.mp4")
+    assert find_clips(tmp_path, "train", table) == [None, second]
+
+
+def test_tables_are_found_under_their_published_names(tmp_path: Path):
+    assert find_table(tmp_path, "val") is None
+    for name in ("kinetics_val.csv", "validate.csv", "annotations/val.csv"):
+        touch(tmp_path, name)
+        assert find_table(tmp_path, "val") == tmp_path / name or name == "validate.csv"
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path, table: Path):
+    rows = read_table(table)
     with pytest.raises(DataError, match=r"holds none for split 'val'.*videos_val"):
-        find_clips(tmp_path, "val")
+        find_clips(tmp_path, "val", rows)
     with pytest.raises(DataError, match="no folder"):
-        find_clips(tmp_path / "none", "val")
+        find_clips(tmp_path / "none", "val", rows)
     touch(tmp_path, "validation/abcdefghijk.mp4")
-    assert find_clips(tmp_path, "val") == {"abcdefghijk": ("validation/abcdefghijk.mp4",)}
+    expected = [None, None, "validation/abcdefghijk.mp4", None]
+    assert find_clips(tmp_path, "val", rows) == expected
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -147,6 +168,5 @@ def test_the_label_maps(shared: Path, tmp_path: Path):
     assert names.index("arm wrestling") == 6
     (tmp_path / "val.csv").write_text(HEADER + "arm wrestling,SOX5yA1l24A,1,11,val,0\n")
     table = read_table(tmp_path / "val.csv", classes=names)
-    files = find_clips(shared / "kinetics", "val")
     assert table.labels.tolist() == [6]
-    assert locate(table, files) == ["SOX5yA1l24A.mp4"]
+    assert find_clips(shared / "kinetics", "val", table) == ["SOX5yA1l24A.mp4"]

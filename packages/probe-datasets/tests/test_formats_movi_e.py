@@ -84,7 +84,7 @@ def test_wrong_and_damaged_pictures_are_refused():
 def test_a_picture_that_inflates_beyond_its_size_is_refused():
     small = WRITE.png(np.zeros((2, 2, 3), np.uint16))
     large = bytearray(WRITE.png(np.zeros((200, 200, 3), np.uint16)))
-    large[16:24] = small[16:24]
+    large[16:33] = small[16:33]  # the size, and the checksum that goes with it
     with pytest.raises(DataError, match="or more"):
         decode_rgb16(bytes(large), "here", size=(2, 2))
 

@@ -1,6 +1,7 @@
 """Annotations written here from the format's description, and the real clip with its class."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from probe_datasets.formats.files import DataError
 from probe_datasets.formats.ssv2 import (
     NUM_CLASSES,
     find_annotations,
-    find_video,
+    find_videos,
     read_classes,
     read_clips,
 )
@@ -78,12 +79,24 @@ def test_files_are_found_under_their_published_names(tmp_path: Path):
     assert find_annotations(tmp_path, "train") == path
     path = write(tmp_path / "something-something-v2-train.json", [])
     assert find_annotations(tmp_path, "train") == path
-    assert find_video(tmp_path, "5") is None
-    (tmp_path / "20bn-something-something-v2").mkdir()
-    (tmp_path / "20bn-something-something-v2" / "5.webm").write_bytes(b"")
-    assert find_video(tmp_path, "5") == tmp_path / "20bn-something-something-v2" / "5.webm"
-    with pytest.raises(DataError, match="an id"):
-        find_video(tmp_path, "../5")
+
+
+def test_videos_are_found_by_one_listing_of_each_folder(tmp_path: Path):
+    assert find_videos(tmp_path) == {}
+    inside = tmp_path / "20bn-something-something-v2"
+    for folder in (inside, tmp_path / "videos", tmp_path):
+        folder.mkdir(exist_ok=True)
+    for path in (inside / "5.webm", tmp_path / "videos" / "5.webm", tmp_path / "6.mp4"):
+        path.write_bytes(b"")
+    for name in ("6.webm", "notes.txt", "no id.webm", ".webm"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "7.webm").mkdir()
+    assert find_videos(tmp_path) == {"5": "20bn-something-something-v2/5.webm", "6": "6.webm"}
+    os.symlink(inside / "5.webm", inside / "8.webm")
+    assert find_videos(tmp_path)["8"] == "20bn-something-something-v2/8.webm"
+    os.symlink("/etc/hostname", inside / "9.webm")
+    with pytest.raises(DataError, match="leaves"):
+        find_videos(tmp_path)
 
 
 def test_the_real_clip_has_its_class(shared: Path, tmp_path: Path):
@@ -96,6 +109,5 @@ def test_the_real_clip_has_its_class(shared: Path, tmp_path: Path):
     clips = read_clips(write(tmp_path / "validation.json", [entry]), classes)
     assert clips.labels.tolist() == [57]
     assert classes[12] == "Dropping something onto something"
-    video = find_video(shared / "ssv2", clips.ids[0])
-    assert video is not None
-    assert scan_video(video).num_frames == 49
+    video = find_videos(shared / "ssv2")[clips.ids[0]]
+    assert scan_video(shared / "ssv2" / video).num_frames == 49

@@ -5,7 +5,6 @@ from probe_datasets.formats.waymo_boxes import (
     WaymoBoxes,
     box_tracks,
     corners,
-    crop_boxes,
     select_boxes,
     subsample,
 )
@@ -50,26 +49,6 @@ def test_tracks_follow_the_objects_of_the_first_frame():
         box_tracks([], 1280, 1920)
     empty, _, _ = box_tracks([labels(), labels(a=[0, 0, 1, 1])], 1280, 1920)
     assert empty.shape == (0, 2, 4)
-
-
-def test_the_crop_is_that_of_the_pixels():
-    """1280 x 1920 scaled to 256 x 384, columns 64 to 319: a box drawn there is the box returned."""
-    boxes = np.array(
-        [
-            [0.5, 0.5, 0.75, 1.0],  # columns 192 to 288 of 384
-            [0.0, 0.0, 1.0, 1.0],  # sticks out on both sides
-            [0.0, 0.0, 0.16, 0.5],  # ends at column 61, outside
-            [0.9, 0.1, 0.8, 0.2],  # no box
-        ]
-    )
-    found, left = crop_boxes(boxes, np.array([True, True, True, True]), 1280, 1920)
-    assert left.tolist() == [True, True, False, False]
-    assert np.allclose(found[0], [(192 - 64) / 256, 0.5, (288 - 64) / 256, 1.0])
-    assert found[1].tolist() == [0, 0, 1, 1]
-    assert not found[2:].any()
-    assert not crop_boxes(boxes[:1], np.array([False]), 1280, 1920)[1].any()
-    tall, _ = crop_boxes(np.array([[0.0, 0.25, 1.0, 0.5]]), np.array([True]), 1920, 1280)
-    assert np.allclose(tall, [[0, (0.25 * 384 - 64) / 256, 1, (192 - 64) / 256]])
 
 
 def test_small_boxes_go_and_the_largest_stay():

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from probe_datasets import FolderDataset, VideoError, read_frames, scan_video
+from probe_datasets.clips import ClipConfig
+from probe_datasets.formats.files import DataError
 
 VIDEOS = [
     "kinetics/SOX5yA1l24A.mp4",
@@ -93,10 +95,11 @@ def test_an_avi_renamed_to_mp4_is_still_one(shared: Path, tmp_path: Path):
 
 
 def test_a_folder_of_real_videos(shared: Path):
-    dataset = FolderDataset(shared / "re10k" / "clips", "all", num_frames=8, stride=2, size=64)
+    clip = ClipConfig(num_frames=8, stride=2, size=64)
+    dataset = FolderDataset(shared / "re10k" / "clips", "all", clip=clip)
     assert len(dataset) == 5
     assert dataset[0]["video"].shape == (3, 8, 64, 64)
-    with pytest.raises(VideoError, match=r"empty\.mp4|bitflip\.mp4"):
-        FolderDataset(shared / "corrupt", "all")
-    with pytest.raises(VideoError, match="none of the 6 videos"):
-        FolderDataset(shared / "corrupt", "all", on_error="skip")
+    with pytest.raises(DataError, match=r"6 of 6 samples .* first: .*bitflip\.mp4"):
+        FolderDataset(shared / "corrupt", "all", clip=clip, workers=1)
+    with pytest.raises(DataError, match="gives no sample of split 'all': 0 are missing and 6"):
+        FolderDataset(shared / "corrupt", "all", clip=clip, on_error="skip", workers=1)

@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from probe_datasets.clips import ClipConfig
 from probe_datasets.synthetic import ACTIONS, SyntheticWorld, WorldConfig, opposite
 from probe_datasets.synthetic.actions import growth, rotation, shift
 from probe_datasets.synthetic.render import render
 from probe_datasets.synthetic.scene import moving_instances, torus
 
+DEFAULT = WorldConfig()
 
-def world(**settings: object) -> SyntheticWorld:
-    return SyntheticWorld(**{"split": "train", "num_frames": 9, "size": 24, **settings})
+
+def world(
+    split: str = "train",
+    *,
+    num_frames: int = 9,
+    stride: int = 1,
+    size: int = 24,
+    config: WorldConfig = DEFAULT,
+) -> SyntheticWorld:
+    clip = ClipConfig(num_frames=num_frames, stride=stride, size=size)
+    return SyntheticWorld(split, clip=clip, config=config)
 
 
 def test_opposites_are_pairs() -> None:

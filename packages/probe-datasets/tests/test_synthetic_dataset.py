@@ -6,12 +6,24 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from probe_datasets import ClipDataset
+from probe_datasets.clips import ClipConfig
+from probe_datasets.schema import ClipDataset
 from probe_datasets.synthetic import ACTIONS, SHAPES, TEXTURES, SyntheticWorld, WorldConfig
+from probe_datasets.synthetic.dataset import WorldExample
+from probe_datasets.synthetic.render import render
 
 
-def world(**settings: object) -> SyntheticWorld:
-    return SyntheticWorld(**{"split": "train", "num_frames": 4, "size": 24, **settings})
+def world(
+    split: str = "train",
+    *,
+    num_frames: int = 4,
+    stride: int = 1,
+    size: int = 24,
+    start: str = "auto",
+    **settings: object,
+) -> SyntheticWorld:
+    clip = ClipConfig(num_frames=num_frames, stride=stride, size=size, start=start)
+    return SyntheticWorld(split, clip=clip, **settings)
 
 
 def same(one: dict, other: dict) -> bool:
@@ -52,14 +64,13 @@ def test_the_length_of_a_clip_changes_no_frame() -> None:
         assert torch.allclose(every, short[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(16, 40), (40, 16), (9, 13), 96])
-@pytest.mark.parametrize("num_frames", [1, 3])
-def test_examples_fit_the_schema_at_any_size(size: int | tuple, num_frames: int) -> None:
-    height, width = (size, size) if isinstance(size, int) else size
+@pytest.mark.parametrize(("size", "num_frames"), [(9, 3), (16, 1), (96, 2)])
+def test_examples_fit_the_schema_at_any_size(size: int, num_frames: int) -> None:
     dataset = world(size=size, num_frames=num_frames, config=WorldConfig(num_points=10))
     for index in (0, 9, 100):
         example = dataset[index]
-        pixels = (num_frames, height, width)
+        assert example.keys() == WorldExample.__annotations__.keys()
+        pixels = (num_frames, size, size)
         assert example["video"].shape == (3, *pixels)
         assert example["video"].dtype == example["depth"].dtype == torch.float32
         assert example["video"].abs().max() <= 1
@@ -67,16 +78,33 @@ def test_examples_fit_the_schema_at_any_size(size: int | tuple, num_frames: int)
         assert example["depth"].min() > 0.5
         assert example["depth"].max() < 20
         assert example["segments"].shape == pixels
+        assert example["segments"].dtype == torch.uint8
         assert example["poses"].shape == (num_frames, 3, 4)
+        assert example["poses_valid"].shape == (num_frames,)
+        assert example["intrinsics"].shape == (num_frames, 4)
         assert example["boxes"].shape == (16, num_frames, 4)
+        assert example["boxes_valid"].shape == (16, num_frames)
         assert example["points"].shape == (10, num_frames, 2)
-        focal = example["intrinsics"][:2] * torch.tensor([width, height])
-        assert torch.allclose(focal[0], focal[1])
+        assert example["points_visible"].shape == (10, num_frames)
+        assert example["points_valid"].shape == example["query_frames"].shape == (10,)
+        for name in ("depth", "poses", "points"):
+            assert example[f"{name}_valid"].all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 40), (40, 16)])
+def test_pictures_need_not_be_square(height: int, width: int) -> None:
+    dataset = world(num_frames=2)
+    for index in (0, 7):
+        scene, _ = dataset.scene(index)
+        frames = render(scene, dataset.times, height=height, width=width)
+        assert frames.depth.shape == (2, height, width)
+        focal = frames.view.camera[:2] * [width, height]
+        assert focal[0] == pytest.approx(focal[1])
 
 
 def test_a_long_clip_never_runs_dry() -> None:
     dataset = world(num_frames=40, stride=25, config=WorldConfig(max_instances=4))
-    for index in range(18):
+    for index in range(0, 18, 3):
         example = dataset[index]
         assert (example["segments"] > 0).any()
         assert example["boxes"].shape == (4, 40, 4)
@@ -85,7 +113,7 @@ def test_a_long_clip_never_runs_dry() -> None:
 
 def test_more_instances_than_a_byte_holds_are_refused() -> None:
     config = WorldConfig(num_objects=64, object_speed=10.0, num_points=0)
-    with pytest.raises(ValueError, match="but segments hold 255; use a shorter"):
+    with pytest.raises(ValueError, match="but segments hold 254; use a shorter"):
         world(num_frames=60, stride=4, size=16, config=config)[0]
 
 
@@ -106,6 +134,7 @@ def test_the_contract_of_data_sets_is_kept() -> None:
         "shape": len(SHAPES),
         "texture": len(TEXTURES),
     }
+    assert same(dict(dataset.clip(2, draw=5)), dict(dataset[2]))
     for index in (-1, 6):
         with pytest.raises(IndexError, match="outside the split of 6"):
             dataset[index]
@@ -124,7 +153,6 @@ def test_the_fingerprint_follows_everything_that_decides_pixels() -> None:
         {},
         {"seed": 1},
         {"size": 32},
-        {"size": (24, 32)},
         {"num_frames": 5},
         {"stride": 2},
         {"num_clips": 61},
@@ -158,11 +186,9 @@ def test_difficulty_does_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"split": "all"}, "unknown split 'all'; known: train, validation, test"),
+        ({"split": "all"}, "split 'all' must be one of train, validation, test"),
         ({"size": 7}, "size 7 must be at least 8"),
-        ({"size": (64, 4)}, "must be at least 8"),
-        ({"num_frames": 0}, "num_frames 0 must be at least 1"),
-        ({"stride": 0}, "stride 0 must be at least 1"),
+        ({"start": "random"}, "start 'random' must be auto or first; a generated clip"),
         ({"num_clips": 0}, "num_clips 0 must be at least 1"),
     ],
 )
@@ -178,7 +204,7 @@ def test_settings_out_of_range_are_refused(settings: dict, words: str) -> None:
         ({"ambient": 1.5}, "ambient 1.5 must be from 0 to 1"),
         ({"object_speed": float("nan")}, "object_speed nan must be"),
         ({"camera_speed": -1.0}, "camera_speed -1.0 must be from 0 to 2"),
-        ({"max_instances": 256}, "max_instances 256 must be from 1 to 255"),
+        ({"max_instances": 255}, "max_instances 255 must be from 1 to 254"),
     ],
 )
 def test_difficulties_out_of_range_are_refused(settings: dict, words: str) -> None:

@@ -6,17 +6,18 @@ double precision by looking at many places on them, never by solving for where t
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from probe_datasets.clips import ClipConfig
 from probe_datasets.synthetic import SyntheticWorld, WorldConfig, instance_masks
 from probe_datasets.synthetic.render import Frames, render
 from probe_datasets.synthetic.scene import Instances, Scene
 
-NUM_SCENES = int(os.environ.get("SYNTHETIC_SCENES", "36"))
+NUM_SCENES = int(os.environ.get("SYNTHETIC_SCENES", "18"))
 SIZE, NUM_FRAMES, NUM_STEPS = 32, 5, 200
 
 
@@ -70,7 +71,8 @@ class Case:
 @pytest.fixture(scope="module")
 def world() -> SyntheticWorld:
     config = WorldConfig(late_points=0.5, num_points=32, num_occluders=2)
-    return SyntheticWorld(split="test", num_frames=NUM_FRAMES, stride=3, size=SIZE, config=config)
+    clip = ClipConfig(num_frames=NUM_FRAMES, stride=3, size=SIZE)
+    return SyntheticWorld("test", clip=clip, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def project(world: np.ndarray, poses: np.ndarray, camera: np.ndarray) -> np.ndar
 
 def rays(case: Case, frame: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and direction of rays through places xy of the image; the direction's depth is 1."""
-    camera, poses = case.numbers("intrinsics"), case.frames.view.poses[frame]
+    camera, poses = case.numbers("intrinsics")[0], case.frames.view.poses[frame]
     in_camera = np.concatenate([(xy - camera[2:]) / camera[:2], np.ones((len(xy), 1))], axis=1)
     start = -np.einsum("nji,nj->ni", poses[:, :, :3], poses[:, :, 3])
     return start, np.einsum("nji,nj->ni", poses[:, :, :3], in_camera)
@@ -144,7 +146,7 @@ def test_depth_is_where_rays_first_meet_something(cases: list[Case]) -> None:
             met = outside(middle) > 0
             first, last = np.where(met, first, middle), np.where(met, middle, last)
         other = case.numbers("poses")[rng.integers(NUM_FRAMES, size=num)]
-        camera = case.numbers("intrinsics")
+        camera = case.numbers("intrinsics")[0]
         seen = project(start + depth[:, None] * way, other, camera)
         exact = project(start + last[:, None] * way, other, camera)
         near = ~grazes & (np.abs(exact - SIZE / 2) < SIZE).all(-1)
@@ -155,7 +157,7 @@ def test_tracks_are_projections_of_points_that_the_depth_holds(cases: list[Case]
     for case in cases:
         world, points = case.numbers("points_world"), case.numbers("points") * SIZE
         visible, poses = case.example["points_visible"].numpy(), case.numbers("poses")
-        depth, camera = case.numbers("depth"), case.numbers("intrinsics")
+        depth, camera = case.numbers("depth"), case.numbers("intrinsics")[0]
         point, frame = np.nonzero(visible)
         seen = project(world[point, frame], poses[frame], camera)
         assert np.abs(seen - points[point, frame]).max() < 1e-3
@@ -269,10 +271,9 @@ def test_masks_hold_the_pixels_of_their_instance(cases: list[Case]) -> None:
 
 def test_shadows_are_where_something_hides_the_lamp() -> None:
     config = WorldConfig(shadows=True, num_points=0, ambient=0.3)
-    with_shadows = SyntheticWorld(split="test", num_frames=2, size=SIZE, config=config)
-    without = SyntheticWorld(
-        split="test", num_frames=2, size=SIZE, config=WorldConfig(num_points=0, ambient=0.3)
-    )
+    clip = ClipConfig(num_frames=2, size=SIZE)
+    with_shadows = SyntheticWorld("test", clip=clip, config=config)
+    without = SyntheticWorld("test", clip=clip, config=replace(config, shadows=False))
     shares = []
     for index in range(0, 60, 6):
         scene, _ = with_shadows.scene(index)

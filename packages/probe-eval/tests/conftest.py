@@ -31,6 +31,15 @@ def random_weights(module: torch.nn.Module, seed: int) -> None:
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Indexes of folders are kept away from the user's own, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("indexes")
+        patch.setenv("PROBE_DATASETS_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def minimal() -> "TokenizerConfig":
     """The smallest tokenizer with all that one has."""

@@ -53,7 +53,7 @@ def test_pretrain_lists_what_it_trains(words: list[str], capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "embed", "generate", "run moving-shapes-action", "show"),
+        *("demo", "embed", "generate", "run moving-shapes-action", "show", "validate"),
         *("pretrain tokenizer", "pretrain twins", "pretrain walt"),
     ],
 )
@@ -70,7 +70,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
         (
             ["demp"],
             "unknown command 'demp'; known: demo, embed, generate, pretrain, reconstruct, run, "
-            "show; did you mean 'demo'",
+            "show, validate; did you mean 'demo'",
         ),
         (["--output", "x"], "unknown command '--output'"),
         (["run", "moving-shape-action"], "did you mean 'moving-shapes-action'?"),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from probe_datasets import ClipDataset
+from probe_datasets import ClipConfig, ClipDataset
 from probe_datasets.moving_shapes import NUM_CLIPS, MovingShapes
 from probe_eval.config import DataConfig
 from probe_eval.data import FirstClips, open_split
@@ -13,7 +13,7 @@ from probe_eval.data import FirstClips, open_split
 
 @pytest.fixture
 def shapes() -> MovingShapes:
-    return MovingShapes(split="train", num_frames=1, size=16, num_clips=7)
+    return MovingShapes(split="train", clip=ClipConfig(num_frames=1, size=16), num_clips=7)
 
 
 def test_the_first_clips_are_those_of_the_data_set(shapes: MovingShapes) -> None:
@@ -44,7 +44,7 @@ def test_what_was_not_asked_for_is_not_missing(shapes: MovingShapes) -> None:
 
 
 def test_fingerprint_tells_the_limit_and_the_data(shapes: MovingShapes) -> None:
-    other = MovingShapes(split="train", num_frames=1, size=16, num_clips=7, seed=1)
+    other = MovingShapes(split="train", clip=ClipConfig(num_frames=1, size=16), num_clips=7, seed=1)
     prints = {
         shapes.fingerprint,
         FirstClips(shapes, 3).fingerprint,

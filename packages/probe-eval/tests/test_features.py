@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from probe_datasets import ClipConfig, FailedExample
 from probe_datasets.moving_shapes import MovingShapes
 from probe_eval import distributed
 from probe_eval.backbones.walt import WaltBackbone, load
@@ -22,7 +24,7 @@ def backbone(twins: Path) -> WaltBackbone:
 
 @pytest.fixture
 def shapes() -> MovingShapes:
-    return MovingShapes(split="train", num_frames=5, size=16, num_clips=7)
+    return MovingShapes(split="train", clip=ClipConfig(num_frames=5, size=16), num_clips=7)
 
 
 def config(batch_size: int = 3, block: int = 2, **settings: float) -> FeatureConfig:
@@ -82,6 +84,47 @@ def test_processes_share_the_chunks(
     assert table.examples == alone.examples
 
 
+class Holey(MovingShapes):
+    """Every third clip cannot be read."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index % 3 == 1:
+            return FailedExample(sample_id=self.sample_id(index), problem=f"{index} is damaged")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_clips_that_cannot_be_read_have_no_row_and_are_named(
+    backbone: WaltBackbone,
+    accelerator: Accelerator,
+    batch_size: int,
+) -> None:
+    clip = ClipConfig(num_frames=5, size=16)
+    holey = Holey("train", clip=clip, num_clips=7)
+    whole = MovingShapes("train", clip=clip, num_clips=7)
+    kept = [0, 2, 3, 5, 6]
+    table = extract_features(backbone, holey, config(batch_size), accelerator, title="t")
+    assert [e["sample_id"] for e in table.examples] == [whole.sample_id(i) for i in kept]
+    assert table.failed == {whole.sample_id(i): f"{i} is damaged" for i in (1, 4)}
+    complete = extract_features(backbone, whole, config(batch_size), accelerator, title="t")
+    # The default tolerance: sums run in another order in another batch.
+    torch.testing.assert_close(table.features, complete.features[kept])
+
+
+def test_a_split_that_cannot_be_read_at_all_is_an_error(
+    backbone: WaltBackbone, accelerator: Accelerator
+) -> None:
+    class Hollow(Holey):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(1)
+
+    hollow = Hollow("train", clip=ClipConfig(num_frames=5, size=16), num_clips=4)
+    with pytest.raises(
+        ValueError, match="none of the 4 clips can be read, the first: 1 is damaged"
+    ):
+        extract_features(backbone, hollow, config(), accelerator, title="t")
+
+
 def test_too_much_memory_is_refused_before_it_is_used(
     backbone: WaltBackbone, shapes: MovingShapes, accelerator: Accelerator
 ) -> None:
@@ -112,7 +155,7 @@ def test_the_store_computes_equal_requests_once(
         store.get(backbone, shapes, config(noise_seed=1), title="t"),
         store.get(
             backbone,
-            MovingShapes(split="validation", num_frames=5, size=16, num_clips=7),
+            MovingShapes(split="validation", clip=ClipConfig(num_frames=5, size=16), num_clips=7),
             config(),
             title="t",
         ),

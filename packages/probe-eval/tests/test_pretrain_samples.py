@@ -6,7 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from probe_datasets import FolderDataset, read_frames, to_float
+from probe_datasets import ClipConfig, FolderDataset, read_frames, to_float
 from probe_eval.config import DataConfig
 from probe_eval.data import open_split
 from probe_eval.pretrain.samples import (
@@ -63,13 +63,13 @@ def test_frames_in_memory_are_those_of_the_videos(videos: Path) -> None:
 
 def test_long_videos_are_read_in_parts(videos: Path) -> None:
     """40 frames are more than are read at once."""
-    folder = FolderDataset(videos, "all", num_frames=9, size=24)
+    folder = FolderDataset(videos, "all", clip=ClipConfig(num_frames=9, size=24))
     longest = max(load_frames(folder, 1.0), key=len)
     assert torch.equal(longest, read_frames(videos / "40.mp4", range(40))[..., 4:28])
 
 
 def test_too_many_frames_for_the_memory_are_refused(videos: Path) -> None:
-    folder = FolderDataset(videos, "all", num_frames=9, size=16)
+    folder = FolderDataset(videos, "all", clip=ClipConfig(num_frames=9, size=16))
     with pytest.raises(ValueError, match=r"72 frames of 3 videos .* videos_memory_gb 1e-05; raise"):
         load_frames(folder, 1e-5)
 
@@ -115,5 +115,5 @@ def test_large_clips_come_in_small_numbers(shape: tuple[int, int, int], number: 
 def test_a_folder_of_one_video_cannot_be_divided(videos: Path) -> None:
     for path in sorted(videos.iterdir())[1:]:
         path.unlink()
-    with pytest.raises(ValueError, match="one video cannot be divided"):
+    with pytest.raises(ValueError, match="one file cannot be divided"):
         open_videos(DATA, str(videos), "validation")

@@ -30,6 +30,7 @@ def table() -> FeatureTable:
     return FeatureTable(
         features=numbers[:, None, None, None, None].expand(40, 2, 1, 1, 1).clone(),
         examples=tuple({"sample_id": f"s{i}", "labels": {"action": i % 6}} for i in range(40)),
+        failed={},
     )
 
 

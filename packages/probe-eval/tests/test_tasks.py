@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from probe_datasets import ClipDataset
+from probe_datasets import ClipConfig, ClipDataset
 from probe_datasets.moving_shapes import MovingShapes
 from probe_eval.config import ReadoutConfig
 from probe_eval.data import FirstClips
@@ -13,7 +13,7 @@ from probe_eval.tasks.base import Task
 
 @pytest.fixture
 def shapes() -> MovingShapes:
-    return MovingShapes(split="train", num_frames=5, size=16, num_clips=6)
+    return MovingShapes(split="train", clip=ClipConfig(num_frames=5, size=16), num_clips=6)
 
 
 class Unlabelled(FirstClips):

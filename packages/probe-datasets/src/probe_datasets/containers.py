@@ -14,13 +14,14 @@ import os
 import stat
 from typing import BinaryIO
 
-__all__ = ["VIDEO_CONTAINERS", "VideoError", "container_of", "video_error"]
+from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error
+
+__all__ = ["VIDEO_CONTAINERS", "VideoError", "container_of", "file_size", "video_error"]
 
 VIDEO_CONTAINERS = ("mp4", "mov", "webm", "mkv")
 """Names that `container_of` returns; also the extensions that a folder is searched for."""
 
 CONVERT = "convert it, for example: ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
-FETCH_AGAIN = "copy or download the file again"
 PASS_VIDEO = "pass a video file"
 _EXPECTED = "an mp4, mov, webm or mkv video"
 _HEAD_BYTES = 4096
@@ -69,7 +70,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
 )
 
 
-class VideoError(ValueError):
+class VideoError(DataError):
     """A file that cannot serve as a video, in one line: path, what is wrong, expected, way out."""
 
 
@@ -82,9 +83,7 @@ def video_error(path: str | os.PathLike[str], problem: str, expected: str, fix: 
         expected: what would have been right.
         fix: what to do.
     """
-    name = os.fsencode(path).decode("utf-8", "backslashreplace")
-    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-    return VideoError(f"{name}: {problem}; expected {expected}; {fix}")
+    return VideoError(*data_error(path, problem, expected, fix).args)
 
 
 def container_of(path: str | os.PathLike[str]) -> str:
@@ -99,7 +98,7 @@ def container_of(path: str | os.PathLike[str]) -> str:
     Raises:
         VideoError: missing, a folder, empty, not a video container, or cut short.
     """
-    size = _file_size(path)
+    size = file_size(path)
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -116,8 +115,12 @@ def container_of(path: str | os.PathLike[str]) -> str:
     raise video_error(path, what, _EXPECTED, fix)
 
 
-def _file_size(path: str | os.PathLike[str]) -> int:
-    """Bytes in a regular, non-empty file."""
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes in a regular, non-empty file.
+
+    Raises:
+        VideoError: missing, a folder, a device, pipe or socket, or empty.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:

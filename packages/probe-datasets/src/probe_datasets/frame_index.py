@@ -8,19 +8,25 @@ another frame than the one asked for is caught instead of believed.
 import os
 import struct
 import threading
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from probe_datasets.containers import CONVERT, FETCH_AGAIN, PASS_VIDEO, container_of, video_error
+from probe_datasets.frame_times import FrameIndex, VideoInfo, mean_rate, shortest
 
-__all__ = ["INSTALL", "FrameIndex", "VideoInfo", "ffmpeg_error", "frame_index", "opened"]
+__all__ = [
+    "INSTALL",
+    "FrameIndex",
+    "VideoInfo",
+    "ffmpeg_error",
+    "frame_index",
+    "opened",
+    "rgb_converter",
+]
 
 INSTALL = "pip install 'probe-datasets[video]'"
 _DEMUXERS = {"mp4": "mp4", "mov": "mov", "webm": "matroska", "mkv": "matroska"}
@@ -28,45 +34,6 @@ _DEMUXERS = {"mp4": "mp4", "mov": "mov", "webm": "matroska", "mkv": "matroska"}
 # torchcodec 0.13 (with FFmpeg 5.1 and 8) and PyAV 18. That of 10-bit 4:2:0, for one, is not.
 _SAME_RGB = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gbrp"}
 _CUT_INSIDE = "is cut short or damaged within its frames"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoInfo:
-    """What a video file holds."""
-
-    path: Path
-    """The file, absolute."""
-    container: str
-    """mp4, mov, webm or mkv, judged by content."""
-    codec: str
-    """Name of the codec as FFmpeg spells it, such as h264 or vp9."""
-    num_frames: int
-    """Frames that the file presents, counted."""
-    fps: float
-    """Mean frames per second between the first and the last frame; 0 when there is only one."""
-    height: int
-    """Rows of a frame in pixels, upright."""
-    width: int
-    """Columns of a frame in pixels, upright."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FrameIndex:
-    """What it takes to find a frame of one file."""
-
-    info: VideoInfo
-    stream: int
-    """Number of the video stream in the file."""
-    time_base: Fraction
-    """Seconds in a unit of time."""
-    times: array
-    """Display time of each frame, ascending."""
-    entries: tuple[tuple[int, int], ...]
-    """(display time, time to seek to) of the frames where decoding can begin, ascending."""
-    quarter_turns: int
-    """Counter-clockwise quarter turns that make a decoded frame upright."""
-    pyav_only: str
-    """Why torchcodec gives other pixels than PyAV, as a verb phrase; empty when it does not."""
 
 
 def frame_index(path: str | os.PathLike[str]) -> FrameIndex:
@@ -88,7 +55,7 @@ def frame_index(path: str | os.PathLike[str]) -> FrameIndex:
     return _build(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=1024)  # 8 bytes a frame and some 2 kB a file
+@lru_cache(maxsize=1024)  # some 2 kB a file, and 8 bytes a frame where they are uneven
 def _build(path: str, size: int, _changed: int) -> FrameIndex:
     container = container_of(path)
     times: list[int] = []
@@ -109,6 +76,8 @@ def _build(path: str, size: int, _changed: int) -> FrameIndex:
                 second_key = second_key or (packet if entries else None)
                 seek_to = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
                 entries.append((packet.pts, seek_to))
+            if first is None and len(entries) == 1:
+                first = next(iter(_alone(decoder, packet)), None)  # not behind those to come
             if first is None:
                 first = next(iter(packet.decode()), None)
             if not packet.is_discard:
@@ -122,8 +91,7 @@ def _build(path: str, size: int, _changed: int) -> FrameIndex:
             raise video_error(path, "shows two frames at once", "a time for each frame", CONVERT)
         # With periodic intra refresh the "keyframes" are none: decoding from one gives a smear.
         if second_key is not None:
-            decoder.flush_buffers()
-            alone = [*decoder.decode(second_key), *decoder.decode(None)]
+            alone = _alone(decoder, second_key)
             clean = bool(alone) and alone[0].pict_type == 1  # an I picture
         else:
             clean = True
@@ -137,24 +105,32 @@ def _build(path: str, size: int, _changed: int) -> FrameIndex:
     pyav_only = "" if clean else "has keyframes at which decoding cannot begin (intra refresh)"
     if first.format.name not in _SAME_RGB:
         pyav_only = f"has pixel format {first.format.name}, which torchcodec converts otherwise"
-    seconds = (times[-1] - times[0]) * time_base
     return FrameIndex(
         info=VideoInfo(
             path=Path(path),
             container=container,
             codec=codec,
             num_frames=len(times),
-            fps=float((len(times) - 1) / seconds) if seconds else 0.0,
+            fps=mean_rate(times, time_base),
             height=first.width if turns % 2 else first.height,
             width=first.height if turns % 2 else first.width,
         ),
+        num_bytes=size,
         stream=stream_index,
         time_base=time_base,
-        times=array("q", times),
+        times=shortest(times),
         entries=tuple(sorted(entries)) if clean else (),
         quarter_turns=turns,
         pyav_only=pyav_only,
     )
+
+
+def _alone(decoder: Any, packet: Any) -> list[Any]:
+    """The frames that a packet gives by itself."""
+    decoder.flush_buffers()
+    frames = [*decoder.decode(packet), *decoder.decode(None)]
+    decoder.flush_buffers()
+    return frames
 
 
 def _quarter_turns(path: str, frame: Any) -> int:
@@ -217,6 +193,18 @@ def _video_stream(path: str, source: Any) -> Any:
     if best.codec_context is None:
         raise video_error(path, "has a codec that FFmpeg does not know", "a known codec", CONVERT)
     return best
+
+
+def rgb_converter() -> Callable[[Any], Any]:
+    """Function that converts a frame to packed RGB; one for all frames of a read.
+
+    It keeps what FFmpeg prepares for a conversion, which takes as long as several frames, and
+    converts on this thread: starting others takes longer still.
+    """
+    _pyav()
+    from av.video.reformatter import VideoReformatter
+
+    return partial(VideoReformatter().reformat, format="rgb24", threads=1)
 
 
 def ffmpeg_error() -> type[Exception]:

@@ -19,7 +19,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from probe_datasets.clips import ClipConfig
 from probe_datasets.schema import Coverage, LabelledVideoExample
+from probe_datasets.spec import DatasetSpec
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "bars")
 DIRECTIONS = {
@@ -31,6 +33,19 @@ DIRECTIONS = {
 }
 ACTIONS = tuple(DIRECTIONS)
 NUM_CLIPS = {"train": 2400, "validation": 600}
+
+SPEC = DatasetSpec(
+    name="moving_shapes",
+    summary="rendered shapes that move, labelled by action and shape; nothing to download",
+    builder="probe_datasets.moving_shapes:MovingShapes",
+    task="actions",
+    splits=("train", "validation"),
+    needs_root=False,
+    clip=ClipConfig(size=64),
+    expected=NUM_CLIPS,
+    labels=("action", "shape"),
+    num_classes={"action": len(ACTIONS), "shape": len(SHAPES)},
+)
 
 
 @runtime_checkable
@@ -48,9 +63,7 @@ class MovingShapes:
 
     Args:
         split: `train` or `validation`; their clips differ for every seed.
-        num_frames: frames per clip.
-        stride: time steps between frames.
-        size: height and width in pixels.
+        clip: frames in a clip, time steps between them, and pixels of each side.
         seed: seed of the whole data set.
         num_clips: clips in the split; the split's own number when None.
         num_objects: objects in each clip.
@@ -63,31 +76,28 @@ class MovingShapes:
 
     def __init__(
         self,
+        split: str = "train",
         *,
-        split: str,
-        num_frames: int = 17,
-        stride: int = 1,
-        size: int = 32,
+        clip: ClipConfig | None = None,
         seed: int = 0,
         num_clips: int | None = None,
         num_objects: int = 3,
     ) -> None:
         if split not in NUM_CLIPS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(NUM_CLIPS)}")
+        config = SPEC.clip if clip is None else clip
         self.num_clips = NUM_CLIPS[split] if num_clips is None else num_clips
-        numbers = {
-            "num_frames": num_frames,
-            "stride": stride,
-            "num_clips": self.num_clips,
-            "num_objects": num_objects,
-        }
-        for name, value in numbers.items():
+        for name, value in {"num_clips": self.num_clips, "num_objects": num_objects}.items():
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
+        if config.start != "auto":
+            raise ValueError(f"start {config.start!r} must be 'auto': a rendered clip is its video")
+        size = config.size
         if size < 16:
             raise ValueError(f"size {size} must be at least 16 pixels, or shapes look alike")
         self.split, self.size, self.seed = split, size, seed
-        self.num_frames, self.stride, self.num_objects = num_frames, stride, num_objects
+        self.num_frames, self.stride = config.num_frames, config.stride
+        self.num_objects = num_objects
 
     def __len__(self) -> int:
         return self.num_clips
@@ -124,6 +134,9 @@ class MovingShapes:
         }
 
     def __getitem__(self, index: int) -> LabelledVideoExample:
+        return self.clip(index)
+
+    def clip(self, index: int, draw: int = 0) -> LabelledVideoExample:
         """Renders one clip.
 
         Raises:

@@ -1,65 +1,56 @@
 """Every dataset by name."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
-from probe_datasets.schema import ClipDataset, Coverage
+from probe_datasets import (
+    davis,
+    folder,
+    imagenet,
+    inat2018,
+    kinetics,
+    movi_e,
+    moving_shapes,
+    perception_test,
+    places365,
+    scannet,
+    ssv2,
+    waymo,
+)
+from probe_datasets.clips import ClipConfig
+from probe_datasets.schema import ClipDataset
+from probe_datasets.spec import DatasetSpec
 
-__all__ = ["DATASETS", "ClipDataset", "Coverage", "DatasetSpec", "open_dataset"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetSpec:
-    """What one registered dataset is and where its builder lives."""
-
-    summary: str
-    """One line for listings."""
-    builder: str
-    """`module:name` of the class; imported when the dataset is opened, not before."""
-    splits: tuple[str, ...]
-    """Names of the splits."""
-    needs_root: bool
-    """True when the data is read from a folder of the user's, False when it is generated."""
-    labels: tuple[str, ...] = ()
-    """Names of the labels; empty when unlabelled."""
-    citation: str = ""
-    """Where the data comes from, when it is published."""
-
-    def load_builder(self) -> Callable[..., ClipDataset]:
-        """Import and return the class that reads or generates the dataset."""
-        module, _, name = self.builder.partition(":")
-        return getattr(import_module(module), name)
-
+__all__ = ["DATASETS", "open_dataset"]
 
 DATASETS: dict[str, DatasetSpec] = {
-    "folder": DatasetSpec(
-        summary="every mp4, mov, webm and mkv video below a folder, unlabelled",
-        builder="probe_datasets.folder:FolderDataset",
-        splits=("train", "validation", "all"),
-        needs_root=True,
-    ),
-    "moving_shapes": DatasetSpec(
-        summary="rendered shapes that move, labelled by action and shape; nothing to download",
-        builder="probe_datasets.moving_shapes:MovingShapes",
-        splits=("train", "validation"),
-        needs_root=False,
-        labels=("action", "shape"),
-    ),
+    spec.name: spec
+    for spec in (
+        imagenet.SPEC,
+        places365.SPEC,
+        inat2018.SPEC,
+        ssv2.SPEC,
+        kinetics.SPEC_400,
+        kinetics.SPEC_700,
+        scannet.SPEC,
+        perception_test.SPEC,
+        movi_e.SPEC,
+        waymo.SPEC,
+        davis.SPEC,
+        folder.SPEC,
+        moving_shapes.SPEC,
+    )
 }
-"""Dataset name -> what it is. A new dataset is one module and one entry here."""
+"""Dataset name -> what it is. A new dataset is one module and one line here."""
 
 
 def open_dataset(
     name: str,
-    *,
-    split: str,
     root: str | Path | None = None,
-    num_frames: int = 17,
-    stride: int = 1,
-    size: int = 64,
+    split: str = "train",
+    *,
+    clip: ClipConfig | None = None,
     seed: int = 0,
     **options: object,
 ) -> ClipDataset:
@@ -67,20 +58,18 @@ def open_dataset(
 
     Args:
         name: key of `DATASETS`.
-        split: one of the dataset's splits.
         root: the folder that holds the data, where the dataset needs one.
-        num_frames: frames in a clip.
-        stride: distance between neighbouring frames of a clip, in frames of the video.
-        size: height and width of a clip in pixels.
+        split: one of the dataset's splits.
+        clip: which frames, and how large; by default the study's clip of this dataset.
         seed: decides whatever is random about the examples.
-        options: what else this dataset's builder takes, such as `on_error` of a folder.
+        options: what else this dataset's builder takes, such as `on_error` of those with files.
 
     Returns:
-        The split, whose items are a `VideoExample` or a `LabelledVideoExample`.
+        The split; `schema.py` says what its items are.
 
     Raises:
-        ValueError: unknown name or split, a root that is missing or not wanted, or whatever the
-            dataset itself finds wrong; VideoError, which is one, for a bad file.
+        ValueError: unknown name, split or option, a root that is missing or not wanted, or whatever
+            the dataset itself finds wrong; DataError, which is one, for bad files.
     """
     if name not in DATASETS:
         near = get_close_matches(name, DATASETS, n=1)
@@ -93,11 +82,11 @@ def open_dataset(
         raise ValueError(f"dataset {name!r} needs root, the folder that holds its files")
     if not spec.needs_root and root is not None:
         raise ValueError(f"dataset {name!r} is generated; leave root={str(root)!r} out")
-    settings = {
-        "split": split,
-        "num_frames": num_frames,
-        "stride": stride,
-        "size": size,
-        "seed": seed,
-    }
-    return spec.load_builder()(**({"root": root} if spec.needs_root else {}), **settings, **options)
+    builder = spec.load_builder()
+    given = ("root", "split", "clip", "seed")
+    known = [option for option in signature(builder).parameters if option not in given]
+    if unknown := sorted(set(options) - set(known)):
+        choice = ", ".join(known)
+        raise ValueError(f"dataset {name!r} has no option {unknown[0]!r}; it has {choice}")
+    places = {"root": root} if spec.needs_root else {}
+    return builder(**places, split=split, clip=clip or spec.clip, seed=seed, **options)

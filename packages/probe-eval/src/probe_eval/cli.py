@@ -16,7 +16,13 @@ from typing import Any
 
 import tyro
 
-from probe_eval.config import EmbedConfig, GenerateConfig, ReconstructConfig, ShowConfig
+from probe_eval.config import (
+    EmbedConfig,
+    GenerateConfig,
+    ReconstructConfig,
+    ShowConfig,
+    ValidateConfig,
+)
 from probe_eval.distributed import is_main_process
 from probe_eval.pretrain.config import (
     PretrainTokenizerConfig,
@@ -36,6 +42,7 @@ commands:
   reconstruct  put a video beside what a tokenizer makes of it, and measure it
   run          train one readout on frozen features and write its record
   show         draw frames and the features of both twins for video files
+  validate     say how much of a data set is there, and what of it cannot be read
 
 options:
   -h, --help   this text; after a command, that command's options with defaults and units
@@ -75,6 +82,21 @@ class Embed(EmbedConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Validate(ValidateConfig):
+    """How much of a data set is there: found, expected, missing and unreadable samples.
+
+    Exit status 1 where a split has too few of them.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Name in the registry of probe-datasets."""
+    root: tyro.conf.Positional[str] = ""
+    """Folder of the data set; left out for data sets that need none."""
+    json: bool = False
+    """Write the report as JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainTokenizer(PretrainTokenizerConfig):
     """A tokenizer: any size, any part of MAGVIT-v2's objective."""
 
@@ -105,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0, or 2 after bad input, which is told in one line.
+        The exit status: 0; 1 where `validate` finds too little; or 2 after bad input, which is told
+        in one line.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug, verbose = "--debug" in words, "-v" in words
@@ -371,6 +394,17 @@ def show(words: list[str]) -> int:
     return 0
 
 
+def validate(words: list[str]) -> int:
+    """`probe-eval validate DATASET ROOT`."""
+    given = parse(Validate, words, "validate")
+    config = plain(ValidateConfig, given)
+    from probe_eval.validate import as_json, as_text, passes, run_validate
+
+    reports = run_validate(config)
+    print(as_json(reports) if given.json else as_text(reports, config.threshold))  # noqa: T201
+    return 0 if passes(reports, config.threshold) else 1
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
     "embed": embed,
@@ -379,5 +413,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reconstruct": reconstruct,
     "run": run_recipe,
     "show": show,
+    "validate": validate,
 }
 """Name -> command."""

@@ -31,6 +31,24 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ValidateConfig:
+    """Which data set is looked at, and how closely."""
+
+    dataset: str
+    """Name in the registry of probe-datasets."""
+    root: str = ""
+    """Folder of the data set; empty for data sets that need none."""
+    splits: tuple[str, ...] = ()
+    """Splits to look at; all of them when empty."""
+    decode: int = 32
+    """Samples of each split that are read to the last pixel, evenly spread; -1 reads all."""
+    workers: int = 0
+    """Processes that read samples; 0 reads in this one."""
+    threshold: float = 0.95
+    """Share of the expected samples, 0 to 1, that every split must have for exit status 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureConfig:
     """Which frozen features."""
 

@@ -1,11 +1,14 @@
 """Data sets as runs use them: opened from a configuration, cut to a limit."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from probe_datasets import (
     DATASETS,
+    ClipConfig,
     ClipDataset,
     Coverage,
+    FailedExample,
     FolderDataset,
     VideoExample,
     open_dataset,
@@ -22,10 +25,14 @@ class FirstClips:
     def __len__(self) -> int:
         return self.limit
 
-    def __getitem__(self, index: int) -> VideoExample:
+    def __getitem__(self, index: int) -> VideoExample | FailedExample:
+        return self.clip(index)
+
+    def clip(self, index: int, draw: int = 0) -> VideoExample | FailedExample:
+        """One of the first clips."""
         if not 0 <= index < self.limit:
             raise IndexError(f"clip {index} is outside the first {self.limit}")
-        return self.dataset[index]
+        return self.dataset.clip(index, draw)
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -56,11 +63,17 @@ class ManyClips:
     def __len__(self) -> int:
         return len(self.dataset) * self.clips_per_video
 
-    def __getitem__(self, index: int) -> VideoExample:
+    def __getitem__(self, index: int) -> VideoExample | FailedExample:
+        return self.clip(index)
+
+    def clip(self, index: int, draw: int = 0) -> VideoExample | FailedExample:
+        """One of the clips; `draw` counts on from the clips of the draw before."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} is outside the {len(self)} clips")
-        video, draw = divmod(index, self.clips_per_video)
-        return {**self.dataset.clip(video, draw), "sample_id": self.sample_id(index)}
+        video, number = divmod(index, self.clips_per_video)
+        example = self.dataset.clip(video, draw * self.clips_per_video + number)
+        example["sample_id"] = self.sample_id(index)
+        return example
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -74,13 +87,25 @@ class ManyClips:
 
     @property
     def coverage(self) -> Coverage:
-        """Counts videos, not clips."""
-        return self.dataset.coverage
+        """Counts clips."""
+        videos, each = self.dataset.coverage, self.clips_per_video
+        return dataclasses.replace(
+            videos,
+            expected=videos.expected * each,
+            found=videos.found * each,
+            missing=videos.missing * each,
+            failed=videos.failed * each,
+        )
 
     def sample_id(self, index: int) -> str:
         """Name of the video and number of the clip."""
         video, draw = divmod(index, self.clips_per_video)
         return f"{self.dataset.sample_id(video)}#{draw}"
+
+
+def clip_config(config: DataConfig) -> ClipConfig:
+    """The clips of a configuration."""
+    return ClipConfig(num_frames=config.num_frames, stride=config.stride, size=config.size)
 
 
 def open_split(config: DataConfig, split: str) -> ClipDataset:
@@ -97,11 +122,9 @@ def open_split(config: DataConfig, split: str) -> ClipDataset:
     of_files = config.dataset in DATASETS and DATASETS[config.dataset].needs_root
     dataset = open_dataset(
         config.dataset,
-        split=split,
-        root=config.root or None,
-        num_frames=config.num_frames,
-        stride=config.stride,
-        size=config.size,
+        config.root or None,
+        split,
+        clip=clip_config(config),
         seed=config.seed,
         **({"on_error": config.on_error} if of_files else {}),
     )

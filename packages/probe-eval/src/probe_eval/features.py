@@ -4,6 +4,7 @@ Axes: n samples, t h w feature grid, d width.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,11 +25,13 @@ Labels = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeatureTable:
-    """Features of every clip of a split, in the order of the split."""
+    """Features of every clip of a split that can be read, in the order of the split."""
 
     features: Float[Tensor, "n t h w d"]
     examples: tuple[Labels, ...]
     """The examples without their pixels."""
+    failed: Mapping[str, str]
+    """Why each clip that could not be read has no row, by its name."""
 
 
 def extract_features(
@@ -47,35 +50,44 @@ def extract_features(
     Reference: From Image to Video, Sec. 3.4.
 
     Raises:
-        ValueError: if the features would not fit into `config.memory_gb`.
+        ValueError: if the features would not fit into `config.memory_gb`, or no clip can be read.
     """
     chunks = [
         range(first, min(first + config.batch_size, len(dataset)))
         for first in range(0, len(dataset), config.batch_size)
     ]
     mine = share(accelerator, chunks)
-    done: list[tuple[int, tuple[Tensor, list[Labels]]]] = []
+    done: list[tuple[int, tuple[list[Tensor], list[Labels], dict[str, str]]]] = []
     with Tracker(title, len(dataset)) as tracker:
         for chunk in mine:
-            examples = [dataset[index] for index in chunk]
-            features = backbone.features(
-                torch.stack([example["video"] for example in examples]),
-                blocks=(config.block,),
-                timestep=config.timestep,
-                seed=config.noise_seed,
-                sample_ids=[example["sample_id"] for example in examples],
-            )[config.block]
-            check_memory(features[0], len(dataset), config.memory_gb)
+            given: list[Any] = [dataset[index] for index in chunk]
+            examples = [example for example in given if "video" in example]
+            failed = {e["sample_id"]: e["problem"] for e in given if "video" not in e}
+            tables = []
+            if examples:
+                features = backbone.features(
+                    torch.stack([example["video"] for example in examples]),
+                    blocks=(config.block,),
+                    timestep=config.timestep,
+                    seed=config.noise_seed,
+                    sample_ids=[example["sample_id"] for example in examples],
+                )[config.block]
+                check_memory(features[0], len(dataset), config.memory_gb)
+                tables.append(features)
             labels = [
                 {name: value for name, value in example.items() if name != "video"}
                 for example in examples
             ]
-            done.append((chunk.start, (features, labels)))
+            done.append((chunk.start, (tables, labels, failed)))
             tracker.advance(min(len(chunk) * accelerator.num_processes, len(dataset)))
     everyone = gather_ordered(accelerator, done)
-    table, _ = pack([features for features, _ in everyone], "* t h w d")
-    rows = tuple(example for _, examples in everyone for example in examples)
-    return FeatureTable(features=table.clone(), examples=rows)
+    rows = tuple(example for _, examples, _ in everyone for example in examples)
+    failed = {name: why for _, _, reasons in everyone for name, why in reasons.items()}
+    if not rows:
+        first = next(iter(failed.values()))
+        raise ValueError(f"none of the {len(dataset)} clips can be read, the first: {first}")
+    table, _ = pack([part for parts, _, _ in everyone for part in parts], "* t h w d")
+    return FeatureTable(features=table.clone(), examples=rows, failed=failed)
 
 
 def check_memory(one: Tensor, count: int, limit_gb: float) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from probe_datasets import ClipDataset
+from probe_datasets import ClipDataset, Coverage
 from probe_eval import records, runs
 from probe_eval.backbone import FrozenBackbone, check_features, load_backbone
 from probe_eval.checkpoints import finish
@@ -159,7 +159,12 @@ def run_probe(
     )
     losses = history.curve
     value = evaluate(readout, task, FeatureSamples(tables["validation"], task), config, accelerator)
-    record = make_record(config, accelerator, task, backbone, readout, splits, value, losses)
+    coverages = {
+        split: data.coverage.with_failed(tables[split].failed) for split, data in splits.items()
+    }
+    record = make_record(
+        config, accelerator, task, backbone, readout, splits, coverages, value, losses
+    )
     if accelerator.is_main_process:
         about = {name: record[name] for name in ("task", "dataset", "metric")}
         save_readout(readout, folder / READOUT_FILE, identify(backbone, config), about)
@@ -214,6 +219,7 @@ def make_record(
     backbone: FrozenBackbone,
     readout: nn.Module,
     splits: Mapping[str, ClipDataset],
+    coverages: Mapping[str, Coverage],
     scores: SampleScores,
     losses: Sequence[tuple[int, float]],
 ) -> dict[str, Any]:
@@ -222,13 +228,14 @@ def make_record(
     level["log_snr"] = level["log_snr"] if math.isfinite(level["log_snr"]) else None
     dataset: dict[str, Any] = {"name": config.data.dataset}
     for split, data in splits.items():
-        coverage = data.coverage
+        coverage = coverages[split]
         dataset[split] = {
             "fingerprint": data.fingerprint,
             "expected": coverage.expected,
-            "evaluated": len(scores.scores) if split == "validation" else len(data),
+            "evaluated": len(scores.scores) if split == "validation" else coverage.found,
             "missing": coverage.missing,
             "failed": coverage.failed,
+            "reasons": [list(reason) for reason in coverage.reasons],
         }
     return {
         "schema_version": records.SCHEMA_VERSION,

@@ -20,14 +20,15 @@ PACKAGES = (
     "accelerate",
 )
 NUMBER = (int, float)
+SPLIT = {"fingerprint": str, "expected": int, "evaluated": int, "missing": int, "failed": int}
 FIELDS: dict[str, Any] = {
     "schema_version": int,
     "task": str,
     "metric": {"name": str, "direction": str, "value": NUMBER, "chance": NUMBER},
     "dataset": {
         "name": str,
-        "train": {"fingerprint": str, "expected": int, "evaluated": int, "missing": int},
-        "validation": {"fingerprint": str, "expected": int, "evaluated": int, "missing": int},
+        "train": SPLIT,
+        "validation": SPLIT,
     },
     "backbone": {"name": str, "weights_hash": str, "num_parameters": int},
     "features": {"block": int, "timestep": int, "alpha": NUMBER, "sigma": NUMBER},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines
 
-__all__ = ["class_folders", "folder_files", "read_label_map"]
+__all__ = ["class_folders", "file_names", "folder_files", "read_label_map"]
 
 _MAX_CLASSES = 100_000
 
@@ -46,6 +46,30 @@ def class_folders(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     except OSError as error:
         problem = f"cannot be listed ({error.strerror or error})"
         raise data_error(folder, problem, "a folder of class folders", "check it") from error
+
+
+def file_names(folder: str | os.PathLike[str], extensions: Sequence[str]) -> list[str]:
+    """Names of the files in a folder, not below it, with one of some extensions, sorted.
+
+    Args:
+        folder: where to look; what begins with a dot is passed over.
+        extensions: in lower case and without the dot; files may have them in any case.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                e.name
+                for e in entries
+                if e.name[0] != "."
+                and e.name.rpartition(".")[2].lower() in extensions
+                and not e.is_dir()
+            )
+    except OSError as error:
+        problem = f"cannot be listed ({error.strerror or error})"
+        raise data_error(folder, problem, "a folder of files", "check it") from error
 
 
 def folder_files(

@@ -35,19 +35,22 @@ class Sequence:
     """The mask of each picture; None where there is none."""
 
 
-def read_sequences(root: str | os.PathLike[str], split: str, year: int = 2017) -> tuple[str, ...]:
+def read_sequences(
+    root: str | os.PathLike[str], split: str, year: int = 2017, resolution: str = "480p"
+) -> tuple[str, ...]:
     """Names of a split's sequences, from `ImageSets/<year>/<split>.txt`.
 
     Args:
         root: the folder `DAVIS`.
         split: "train", "val", "trainval" and so on; or "all" for every folder of pictures.
         year: 2016, whose lists name every frame, or 2017, whose lists name sequences.
+        resolution: "480p" or "Full-Resolution", for "all".
 
     Raises:
         DataError: missing, or a line that names no sequence.
     """
     if split == "all":
-        return class_folders(Path(root, "JPEGImages/480p"))
+        return class_folders(Path(root, "JPEGImages", resolution))
     path = Path(root, "ImageSets", str(year), f"{split}.txt")
     what = "a list of sequences, or of frames such as /JPEGImages/480p/bear/00000.jpg"
     names: dict[str, None] = {}

@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "check_relative",
     "data_error",
+    "ends_a_line",
     "file_size",
     "read_bytes",
     "read_json",
@@ -144,7 +145,7 @@ def read_bytes(path: str | os.PathLike[str], what: str, *, max_bytes: int = _MAX
         raise data_error(path, problem, f"at most {max_bytes}", "check that it is the right file")
     try:
         with open(path, "rb") as file:
-            return file.read(max_bytes)
+            return file.read(size)  # not of max_bytes, which would be allocated
     except OSError as error:
         problem = f"cannot be read ({error.strerror or error})"
         raise data_error(path, problem, what, "see to its permissions") from error
@@ -202,6 +203,25 @@ def read_lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, s
         raise data_error(path, problem, what, FETCH_AGAIN) from error
 
 
+def ends_a_line(path: str | os.PathLike[str]) -> bool:
+    """Whether the last byte of a file ends a line.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: missing, empty, unreadable or no regular file.
+    """
+    size = file_size(path, "a text file")
+    try:
+        with open(path, "rb") as file:
+            file.seek(size - 1)
+            return file.read(1) in (b"\n", b"\r")
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+        raise data_error(path, problem, "a text file", "see to its permissions") from error
+
+
 def whole_number(text: str, path: str | os.PathLike[str], line: int, what: str) -> int:
     """The whole number that a field of a text file spells, of at most 18 digits.
 
@@ -214,7 +234,7 @@ def whole_number(text: str, path: str | os.PathLike[str], line: int, what: str) 
     Raises:
         DataError: it is no such number.
     """
-    digits = text.strip().removeprefix("-")
+    digits = text.strip(" \t").removeprefix("-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
         problem = f"has {text[:40]!r} as {what} in line {line}"
         raise data_error(path, problem, "a whole number", FETCH_AGAIN)

@@ -6,11 +6,19 @@ development kit numbers the classes from 1 in another order, so its numbers are 
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from probe_datasets.formats.class_names import class_folders
-from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines, whole_number
+from probe_datasets.formats.files import (
+    FETCH_AGAIN,
+    data_error,
+    read_json,
+    read_lines,
+    whole_number,
+)
 
 __all__ = [
     "NUM_CLASSES",
@@ -18,6 +26,8 @@ __all__ = [
     "class_indices",
     "find_layout",
     "folder_wnids",
+    "official_wnids",
+    "read_class_index",
     "read_ground_truth",
     "read_kaggle_solution",
     "read_synset_mapping",
@@ -50,6 +60,15 @@ def class_indices(wnids: Sequence[str], path: str | os.PathLike[str]) -> Mapping
     return {wnid: i for i, wnid in enumerate(sorted(set(wnids)))}
 
 
+@cache
+def official_wnids() -> tuple[str, ...]:
+    """The ids of the 1,000 classes, sorted, so that a class's place is its index.
+
+    The list comes with this package, so that parts of the data set have the labels of the whole.
+    """
+    return tuple(Path(__file__).with_name("imagenet_classes.txt").read_text().split())
+
+
 def folder_wnids(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Ids of the class folders in a folder, sorted; other folders are passed over.
 
@@ -77,13 +96,14 @@ def find_layout(root: str | os.PathLike[str], split: str) -> tuple[str, Path]:
         DataError: nothing of the kind is there.
     """
     tried = [split, "validation"] if split == "val" else [split]
-    names = [*tried, f"{_KAGGLE}/{split}", f"ILSVRC2012_img_{split}"]
+    kaggle = [_KAGGLE, _KAGGLE.removeprefix("ILSVRC/")]
+    names = [*tried, *(f"{folder}/{split}" for folder in kaggle), f"ILSVRC2012_img_{split}"]
     for name in names:
         folder = Path(root, name)
         if folder.is_dir():
             if folder_wnids(folder):
                 return "folders", folder
-            return ("kaggle" if name.startswith(_KAGGLE) else "flat"), folder
+            return ("kaggle" if "CLS-LOC" in name else "flat"), folder
     problem = f"holds no folder of {split} pictures"
     raise data_error(root, problem, " or ".join(names), "unpack the archive there")
 
@@ -95,7 +115,7 @@ def read_validation_wnids(path: str | os.PathLike[str]) -> list[str]:
         path: the file.
 
     Raises:
-        DataError: missing, or not 50,000 ids.
+        DataError: missing, or not 50,000 ids, 50 of each class.
     """
     what = f"{NUM_IMAGES['val']} ids such as n01440764, one a line"
     wnids = []
@@ -103,8 +123,7 @@ def read_validation_wnids(path: str | os.PathLike[str]) -> list[str]:
         if not _WNID.fullmatch(text.strip()) or len(wnids) >= NUM_IMAGES["val"]:
             raise data_error(path, f"has {text[:60]!r} in line {line}", what, FETCH_AGAIN)
         wnids.append(text.strip())
-    if len(wnids) != NUM_IMAGES["val"]:
-        raise data_error(path, f"holds {len(wnids)} ids", what, FETCH_AGAIN)
+    _check_balance(wnids, path, "ids", what)
     return wnids
 
 
@@ -117,7 +136,7 @@ def read_ground_truth(path: str | os.PathLike[str], devkit_order: Sequence[str])
 
     Raises:
         ValueError: the order is not of 1,000 different ids.
-        DataError: missing, or not 50,000 such numbers.
+        DataError: missing, or not 50,000 such numbers, 50 of each class.
     """
     if len(set(devkit_order)) != NUM_CLASSES or len(devkit_order) != NUM_CLASSES:
         raise ValueError(f"devkit_order has {len(devkit_order)} ids; expected {NUM_CLASSES}")
@@ -128,9 +147,20 @@ def read_ground_truth(path: str | os.PathLike[str], devkit_order: Sequence[str])
         if not 1 <= number <= NUM_CLASSES or len(wnids) >= NUM_IMAGES["val"]:
             raise data_error(path, f"has {text[:40]!r} in line {line}", what, FETCH_AGAIN)
         wnids.append(devkit_order[number - 1])
-    if len(wnids) != NUM_IMAGES["val"]:
-        raise data_error(path, f"holds {len(wnids)} numbers", what, FETCH_AGAIN)
+    _check_balance(wnids, path, "numbers", what)
     return wnids
+
+
+def _check_balance(
+    wnids: Sequence[str], path: str | os.PathLike[str], lines: str, what: str
+) -> None:
+    """Refuse a list that is not all of the validation pictures, each class as often as any."""
+    each, counts = NUM_IMAGES["val"] // NUM_CLASSES, Counter(wnids)
+    if len(wnids) != NUM_IMAGES["val"]:
+        raise data_error(path, f"holds {len(wnids)} {lines}", what, FETCH_AGAIN)
+    if uneven := [wnid for wnid, count in counts.items() if count != each]:
+        problem = f"has the class {uneven[0]} {counts[uneven[0]]} times"
+        raise data_error(path, problem, f"{each} pictures of each class", FETCH_AGAIN)
 
 
 def read_kaggle_solution(path: str | os.PathLike[str]) -> Mapping[str, str]:
@@ -179,4 +209,27 @@ def read_synset_mapping(path: str | os.PathLike[str]) -> Mapping[str, str]:
         if not _WNID.fullmatch(wnid) or wnid in names:
             raise data_error(path, f"has {text[:60]!r} in line {line}", what, FETCH_AGAIN)
         names[wnid] = name or wnid
+    return names
+
+
+def read_class_index(path: str | os.PathLike[str]) -> Mapping[str, str]:
+    """Names of the classes by id, from a file that many programs keep.
+
+    Args:
+        path: `imagenet_class_index.json`, `{"0": ["n01440764", "tench"], ...}`.
+
+    Raises:
+        DataError: missing, or no such file.
+    """
+    what = 'classes, {"0": ["n01440764", "tench"], ...}'
+    content = read_json(path, what, max_bytes=1 << 24)
+    entries = list(content.values()) if isinstance(content, dict) else [None]
+    names: dict[str, str] = {}
+    for entry in entries:
+        pair = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        wnid, name = pair
+        plain = isinstance(wnid, str) and isinstance(name, str) and _WNID.fullmatch(wnid)
+        if not plain or wnid in names:
+            raise data_error(path, f"has {str(entry)[:60]!r}", what, FETCH_AGAIN)
+        names[wnid] = name.replace("_", " ")
     return names

@@ -4,11 +4,13 @@ Axes: `N` pictures of a split. All splits but the test split share the folder `t
 """
 
 import os
+from array import array
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from probe_datasets.formats.files import (
@@ -18,10 +20,21 @@ from probe_datasets.formats.files import (
     data_error,
     read_json,
 )
+from probe_datasets.formats.json_lists import read_json_lists
 
-__all__ = ["NUM_CLASSES", "SpeciesList", "read_species"]
+__all__ = [
+    "NUM_CLASSES",
+    "PICTURES",
+    "SpeciesList",
+    "find_annotations",
+    "picture_folder",
+    "read_species",
+    "read_species_names",
+]
 
 NUM_CLASSES = 8142
+PICTURES = "train_val2018"
+"""The folder that paths begin with."""
 
 _WHAT = "iNaturalist annotations with images, annotations and categories"
 
@@ -41,7 +54,8 @@ class SpeciesList:
 def read_species(path: str | os.PathLike[str]) -> SpeciesList:
     """Pictures and species of `train2018.json`, `val2018.json` or `test2018.json`.
 
-    The two lists of the file are joined by the id of the picture, not by their order.
+    The two lists of the file are joined by the id of the picture, not by their order. The file is
+    read entry by entry, since as objects it would take many times its size.
 
     Args:
         path: the file.
@@ -50,11 +64,8 @@ def read_species(path: str | os.PathLike[str]) -> SpeciesList:
         DataError: missing, no such file, a path that leaves the folder, a picture without a species
             or with two, or a species that there is not.
     """
-    content = read_json(path, _WHAT)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise data_error(path, "has no list of images", _WHAT, FETCH_AGAIN)
     try:
-        return _join(content, path)
+        return _join(path)
     except DataError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -62,37 +73,121 @@ def read_species(path: str | os.PathLike[str]) -> SpeciesList:
         raise data_error(path, problem, _WHAT, FETCH_AGAIN) from error
 
 
-def _join(content: dict[str, Any], path: str | os.PathLike[str]) -> SpeciesList:
-    images = content["images"]
-    categories, annotations = content.get("categories", []), content.get("annotations", [])
+def read_species_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the species in the order of their ids, published apart from the annotations.
+
+    Args:
+        path: `categories.json`, a list of objects with `id` and `name`.
+
+    Raises:
+        DataError: missing, no such list, or ids that do not count up from 0.
+    """
+    what = "a JSON list of categories with id and name"
+    content = read_json(path, what, max_bytes=1 << 26)
+    try:
+        return _names(content)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"has an entry that does not fit ({type(error).__name__}: {error})"
+        raise data_error(path, problem, what, FETCH_AGAIN) from error
+
+
+def picture_folder(root: str | os.PathLike[str]) -> Path:
+    """The folder of the pictures of train and validation.
+
+    Args:
+        root: the folder of the data set.
+
+    Raises:
+        DataError: it is not there.
+    """
+    names = [PICTURES, f"images/{PICTURES}", "2018"]
+    for name in names:
+        path = Path(root, name)
+        if path.is_dir():
+            return path
+    problem = "holds no folder of pictures"
+    raise data_error(root, problem, " or ".join(names), f"unpack {PICTURES}.tar.gz there")
+
+
+def find_annotations(root: str | os.PathLike[str], name: str) -> Path | None:
+    """A file of annotations; None where it is not there.
+
+    Args:
+        root: the folder of the data set.
+        name: such as `val2018.json`.
+    """
+    paths = (Path(root, folder, name) for folder in ("", "annotations", "2018"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _join(path: str | os.PathLike[str]) -> SpeciesList:
+    images, files = array("q"), list[str]()
+    pairs = array("q"), array("q")
+    categories = list[dict[str, Any]]()
+    listed = False
+    for key, entry in read_json_lists(path, _WHAT, ("images", "annotations", "categories")):
+        if key == "images":
+            listed = True
+            images.append(_number(entry["id"]))
+            files.append(_file(entry["file_name"], path))
+        elif key == "annotations":
+            pairs[0].append(_number(entry["image_id"]))
+            pairs[1].append(_number(entry["category_id"]))
+        else:
+            categories.append({"id": entry["id"], "name": entry["name"]})
+    if not listed:
+        raise data_error(path, "has no list of images", _WHAT, FETCH_AGAIN)
+    classes = _names(categories)
+    ids = np.frombuffer(images, np.int64)
+    order = np.argsort(ids, kind="stable")
+    ranked = ids[order]
+    if (twice := ranked[1:][ranked[1:] == ranked[:-1]]).size:
+        raise ValueError(f"image {twice[0]} twice")
+    labels = np.full(len(ids), -1, np.int32)
+    if len(pairs[0]):
+        annotated, species = (np.frombuffer(column, np.int64) for column in pairs)
+        labels[order] = _labels(ranked, annotated, species, len(classes))
+    return SpeciesList(classes=classes, files=files, labels=labels)
+
+
+def _labels(
+    images: Int64[ndarray, " N"],
+    annotated: Int64[ndarray, " M"],
+    species: Int64[ndarray, " M"],
+    num_classes: int,
+) -> Int32[ndarray, " N"]:
+    """Species of pictures whose ids ascend, from pairs in any order."""
+    if species.max() >= num_classes:
+        raise ValueError(f"category {species.max()} of {num_classes}")
+    order = np.argsort(annotated, kind="stable")
+    annotated, species = annotated[order], species[order]
+    again = annotated[1:] == annotated[:-1]
+    if (differing := again & (species[1:] != species[:-1])).any():
+        raise ValueError(f"two categories for image {annotated[1:][differing][0]}")
+    place = np.searchsorted(annotated, images)
+    found = annotated[np.minimum(place, len(annotated) - 1)] == images
+    if not found.all():
+        raise ValueError(f"no annotation for image {images[~found][0]}")
+    strangers = len(annotated) - int(again.sum()) - len(images)
+    if strangers:
+        raise ValueError(f"{strangers} annotations of images that are not listed")
+    return species[place].astype(np.int32)
+
+
+def _names(categories: Any) -> tuple[str, ...]:
+    if not isinstance(categories, list):
+        raise ValueError("no list")
     names = {_number(entry["id"]): str(entry["name"]) for entry in categories}
     if sorted(names) != list(range(len(categories))):
         raise ValueError("ids of categories that do not count up from 0")
-    species: dict[int, int] = {}
-    for entry in annotations:
-        image, category = _number(entry["image_id"]), _number(entry["category_id"])
-        if category not in names:
-            raise ValueError(f"category {category} of {len(names)}")
-        if species.setdefault(image, category) != category:
-            raise ValueError(f"two categories for image {image}")
-    files, labels, seen = [], [], set()
-    for entry in images:
-        image, file = _number(entry["id"]), entry["file_name"]
-        if image in seen or not isinstance(file, str):
-            raise ValueError(f"image {image} twice or without a name")
-        if annotations and image not in species:
-            raise ValueError(f"no annotation for image {image}")
-        seen.add(image)
-        files.append(check_relative(file, source=path))
-        labels.append(species.get(image, -1))
-    strangers = species.keys() - seen
-    if strangers or not files:
-        raise ValueError(f"{len(strangers)} annotations of images that are not listed")
-    return SpeciesList(
-        classes=tuple(names[i] for i in range(len(names))),
-        files=files,
-        labels=np.array(labels, np.int32),
-    )
+    return tuple(names[i] for i in range(len(names)))
+
+
+def _file(name: Any, path: str | os.PathLike[str]) -> str:
+    if not isinstance(name, str):
+        raise ValueError("an image without a name")
+    os.fsencode(name)  # half of a surrogate pair is no file's name
+    return check_relative(name, source=path)
 
 
 def _number(value: Any) -> int:

@@ -9,7 +9,7 @@ import csv
 import os
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,14 @@ from numpy import ndarray
 from probe_datasets.formats.class_names import folder_files
 from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines
 
-__all__ = ["KineticsTable", "find_clips", "locate", "read_table"]
+__all__ = ["KineticsTable", "find_clips", "find_table", "read_table"]
 
 _WHAT = "a Kinetics table of label,youtube_id,time_start,time_end,split"
 _ID = re.compile(r"[0-9A-Za-z_-]{11}")
 _ID_BYTES = 11
 _EXTENSIONS = ("mp4", "webm", "mkv", "mov")
+_STEM = re.compile(r"([0-9A-Za-z_-]{11})(?:_([0-9]{6})_([0-9]{6})|_.*)?")
+_NAMES = {"train": ("train",), "val": ("val", "validation", "validate"), "test": ("test",)}
 _MAX_CLASSES = 10_000
 _MAX_SECONDS = 1_000_000
 
@@ -48,13 +50,21 @@ class KineticsTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def times(self, row: int) -> tuple[int, int]:
+        """First and last second of a row.
+
+        Args:
+            row: which row, from 0.
+        """
+        return int(self.starts[row]), int(self.ends[row])
+
     def stem(self, row: int) -> str:
         """Name of the file of a row, without its extension.
 
         Args:
             row: which row, from 0.
         """
-        start, end = int(self.starts[row]), int(self.ends[row])
+        start, end = self.times(row)
         return f"{self.ids[row].decode()}_{start:06d}_{end:06d}"
 
 
@@ -126,62 +136,70 @@ def read_table(
     )
 
 
-def find_clips(root: str | os.PathLike[str], split: str) -> Mapping[str, tuple[str, ...]]:
-    """Files of a split by YouTube id, wherever they lie below its folder.
-
-    The folder is `<split>`, `<split>_256` or `videos_<split>`, or the root where there is none of
-    these; `val` is also found as `validation`. A file in `replacement/` comes before all others of
-    its id, as it was made because another one is corrupt.
+def find_table(root: str | os.PathLike[str], split: str) -> Path | None:
+    """The table of a split, under any of its published names; None where there is none.
 
     Args:
         root: the folder of the data set.
         split: "train", "val" or "test".
+    """
+    for folder in ("annotations", ""):
+        for name in _NAMES[split]:
+            for pattern in ("{}.csv", "kinetics_{}.csv"):
+                path = Path(root, folder, pattern.format(name))
+                if path.is_file():
+                    return path
+    return None
+
+
+def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -> list[str | None]:
+    """The file of each row, wherever it lies below the folder of its split.
+
+    The folder is `<split>`, `<split>_256` or `videos_<split>`, or the root where there is none of
+    these; `val` is also found as `validation` or `validate`. A file in `replacement/` comes before
+    all others of its id, as it was made because another one is corrupt.
+
+    A file belongs to the row whose id and times its name spells. One whose name spells no times, as
+    `<id>.mp4`, belongs to the row of its id if that has but one; so does a replacement.
+
+    Args:
+        root: the folder of the data set.
+        split: "train", "val" or "test".
+        table: its rows.
 
     Returns:
-        Paths below the root.
+        Paths below the root; None where there is no file.
 
     Raises:
         DataError: the root does not exist, or holds no file with such a name.
     """
     if not os.path.isdir(root):
         raise data_error(root, "is no folder", "the folder of Kinetics", "check the path")
-    names = (split, "validation") if split == "val" else (split,)
-    candidates = [pattern.format(n) for n in names for pattern in ("{}", "{}_256", "videos_{}")]
+    candidates = [p.format(n) for n in _NAMES[split] for p in ("{}", "{}_256", "videos_{}")]
     folder = next((name for name in candidates if Path(root, name).is_dir()), "")
-    found: dict[str, tuple[str, ...]] = {}
-    for where in (folder, "replacement"):
-        first: dict[str, tuple[str, ...]] = {}
+    order = np.argsort(table.ids, kind="stable")
+    ids = table.ids[order]
+    paths: list[str | None] = [None] * len(table)
+    rank = bytearray(len(table))  # how well the file found so far fits
+    named = 0
+    for where, bonus in ((folder, 0), ("replacement", 2)):
         for relative, stem in folder_files(Path(root, where), _EXTENSIONS):
-            identity = stem[:_ID_BYTES]
-            whole = len(stem) == _ID_BYTES or stem[_ID_BYTES : _ID_BYTES + 1] == "_"
-            if whole and _ID.fullmatch(identity):
-                path = f"{where}/{relative}" if where else relative
-                first[identity] = (*first.get(identity, ()), path)
-        for identity, paths in first.items():
-            found[identity] = (*paths, *found.get(identity, ()))
-    if not found:
+            match = _STEM.fullmatch(stem)
+            if match is None or (not bonus and relative.startswith("replacement/")):
+                continue
+            named += 1
+            identity, first, last = match.groups()
+            begin, end = (ids.searchsorted(identity.encode(), side) for side in ("left", "right"))
+            for row in order[begin:end].tolist():
+                exact = first is not None and (int(first), int(last)) == table.times(row)
+                # Other times are another part of the video, perhaps of another class.
+                if exact or ((first is None or bonus) and end - begin == 1):
+                    fit = 1 + exact + bonus
+                    if fit > rank[row]:
+                        rank[row] = fit
+                        paths[row] = f"{where}/{relative}" if where else relative
+    if not named:
         expected = "files such as abcdefghijk_000012_000022.mp4, flat or in class folders"
         problem = f"holds none for split {split!r} in {folder or 'the root'}"
         raise data_error(root, problem, expected, f"looked for {', '.join(candidates)}")
-    return found
-
-
-def locate(table: KineticsTable, files: Mapping[str, tuple[str, ...]]) -> list[str | None]:
-    """The file of each row: a replacement, else the one with its times, else one with its id.
-
-    Args:
-        table: the rows.
-        files: what `find_clips` returned.
-
-    Returns:
-        Paths below the root; None where no file has the row's id.
-    """
-    result: list[str | None] = []
-    for row, identity in enumerate(table.ids.tolist()):
-        paths = files.get(identity.decode(), ())
-        if len(paths) > 1 and not paths[0].startswith("replacement/"):
-            stem = table.stem(row)
-            exact = [path for path in paths if path.rpartition("/")[2].startswith(stem)]
-            paths = exact or paths
-        result.append(paths[0] if paths else None)
-    return result
+    return paths

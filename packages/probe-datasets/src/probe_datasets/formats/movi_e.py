@@ -26,7 +26,7 @@ from probe_datasets.formats.tfrecord import read_record
 
 __all__ = ["MoviCamera", "MoviExample", "MoviInstances", "read_movi_e"]
 
-_MAX_FRAMES, _MAX_PIXELS = 4096, 1 << 26
+_MAX_FRAMES, _MAX_PIXELS = 4096, 1 << 24
 _MAX_NUMBER = 1e6
 _ROUNDING = 1e-2
 _Value = TypeVar("_Value")

@@ -5,7 +5,8 @@ Axes: `N` lines of a list.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ __all__ = [
     "NUM_CLASSES",
     "folder_classes",
     "image_root",
+    "iterate_list",
+    "official_categories",
     "read_categories",
     "read_list",
 ]
@@ -69,35 +72,71 @@ def read_categories(path: str | os.PathLike[str], *, official: bool = True) -> t
     return tuple(names)
 
 
+@cache
+def official_categories() -> tuple[str, ...]:
+    """Class names such as `/a/airfield` in the order of their ids: the official list.
+
+    It comes with this package, for data whose lists are not at hand.
+    """
+    names = Path(__file__).with_name("places365_classes.txt").read_text().split()
+    return tuple(f"/{name[0]}/{name}" for name in names)
+
+
 def read_list(
     path: str | os.PathLike[str], *, labelled: bool = True, num_classes: int = NUM_CLASSES
 ) -> tuple[list[str], Int32[ndarray, " N"]]:
-    """Pictures and classes of a list, `<path> <class>` a line.
+    """All pictures and classes of a list; see `iterate_list`.
+
+    Args:
+        path: the list.
+        labelled: False for the list of the test split, which names no classes.
+        num_classes: classes that there are.
+
+    Returns:
+        Paths and classes.
+
+    Raises:
+        DataError: as of `iterate_list`.
+    """
+    pairs = list(iterate_list(path, labelled=labelled, num_classes=num_classes))
+    return [relative for relative, _ in pairs], np.array([label for _, label in pairs], np.int32)
+
+
+def iterate_list(
+    path: str | os.PathLike[str], *, labelled: bool = True, num_classes: int = NUM_CLASSES
+) -> Iterator[tuple[str, int]]:
+    """Pictures and classes of a list, `<path> <class>` a line, in memory that does not grow.
+
+    A list that is cut within its last class cannot be told from a whole one, except in the train
+    list, whose paths name the class: there a folder must have one class.
 
     Args:
         path: `places365_train_standard.txt`, `places365_val.txt` or `places365_test.txt`.
         labelled: False for the list of the test split, which names no classes.
         num_classes: classes that there are.
 
-    Returns:
-        Paths below the folder of the split's pictures, without the slash that they begin with in
-        the train list; and the classes, -1 where there are none.
+    Yields:
+        Path below the folder of the split's pictures, without the slash that it begins with in the
+        train list; and class, -1 where there are none.
 
     Raises:
-        DataError: missing, a path that leaves the folder, or a class that there is not.
+        DataError: missing, a path that leaves the folder, a class that there is not, or two classes
+            for one folder of the train list.
     """
     what = "a list of pictures and classes, '/a/airfield/00000001.jpg 0' and so on"
-    paths: list[str] = []
-    labels: list[int] = []
+    by_folder: dict[str, int] = {}
     for line, text in read_lines(path, what):
         relative, _, number = text.strip().rpartition(" ") if labelled else (text.strip(), "", "-1")
         label = int(number) if number.isdigit() and len(number) < 6 else -1
         if not relative or (labelled and not 0 <= label < num_classes):
             problem = f"has {text[:80]!r} in line {line}"
             raise data_error(path, problem, f"a path and a class below {num_classes}", FETCH_AGAIN)
-        paths.append(check_relative(relative.removeprefix("/"), source=path))
-        labels.append(label)
-    return paths, np.array(labels, np.int32)
+        if labelled and relative[0] == "/":
+            first = by_folder.setdefault(relative.rpartition("/")[0], label)
+            if first != label:
+                problem = f"has class {label} in line {line} for a folder of class {first}"
+                raise data_error(path, problem, "one class a folder", FETCH_AGAIN)
+        yield check_relative(relative.removeprefix("/"), source=path), label
 
 
 def folder_classes(

@@ -20,6 +20,7 @@ from numpy import ndarray
 from probe_datasets.formats.files import (
     FETCH_AGAIN,
     data_error,
+    ends_a_line,
     read_json,
     read_lines,
     real_number,
@@ -27,13 +28,22 @@ from probe_datasets.formats.files import (
 )
 from probe_datasets.formats.poses import is_rigid
 
-__all__ = ["ClipPoses", "poses_from_rows", "read_pose_file", "read_scale_table", "scaled"]
+__all__ = [
+    "ClipPoses",
+    "plain_name",
+    "poses_from_rows",
+    "read_pose_file",
+    "read_scale_table",
+    "read_video_id",
+    "scaled",
+]
 
 _WHAT = "a RealEstate10K pose file"
 _COLUMNS = 19
 _CLIP = re.compile(r"[0-9a-f]{16}")
 _VIDEO = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/|/shorts/)([0-9A-Za-z_-]{11})(?![0-9A-Za-z_-])")
 _MAX_FRAMES = 1_000_000
+_MAX_ADDRESS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,11 +75,13 @@ def read_pose_file(path: str | os.PathLike[str]) -> ClipPoses:
             fx, fy, cx, cy, two zeros and twelve numbers of [R|t] by rows.
 
     Raises:
-        DataError: missing, no such file, times that go back, or a pose that is no rigid motion.
+        DataError: missing, no such file, cut within its last number, times that go back, or a pose
+            that is no rigid motion.
     """
     url = ""
     times: list[int] = []
     rows: list[list[float]] = []
+    digits: list[int] = []
     for line, text in read_lines(path, _WHAT):
         fields = text.split()
         if line == 1 and len(fields) == 1 and "://" in text:
@@ -83,8 +95,12 @@ def read_pose_file(path: str | os.PathLike[str]) -> ClipPoses:
             raise data_error(path, problem, expected, FETCH_AGAIN)
         times.append(whole_number(fields[0], path, line, "a time in microseconds"))
         rows.append([real_number(field, path, line, "a number") for field in fields[1:]])
+        digits.append(len(fields[-1].partition(".")[2]))
     if not rows:
         raise data_error(path, "holds no frames", _WHAT, FETCH_AGAIN)
+    if digits[-1] < min(digits[:-1], default=0) and not ends_a_line(path):
+        problem = "seems to be cut short within its last number"
+        raise data_error(path, problem, "as many digits as in the lines before", FETCH_AGAIN)
     return poses_from_rows(
         np.array(times, np.int64),
         np.array(rows, np.float64),
@@ -136,6 +152,32 @@ def poses_from_rows(
     )
 
 
+def plain_name(name: str, root: str | os.PathLike[str]) -> str:
+    """A name that is one part of a path.
+
+    Args:
+        name: of a clip, a video or a split.
+        root: the folder of the data, for the message.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not name or "/" in name or "\\" in name or name.startswith(".") or "\0" in name:
+        problem = f"cannot hold a clip or split {name[:80]!r}"
+        raise data_error(root, problem, "a plain name", "check the pose files")
+    return name
+
+
+def read_video_id(data: bytes) -> str:
+    """The id of the video that a pose file is about; empty where its first line has none.
+
+    Args:
+        data: the file, or its beginning.
+    """
+    match = _VIDEO.search(data[:_MAX_ADDRESS].partition(b"\n")[0].decode("utf-8", "replace"))
+    return match[1] if match else ""
+
+
 def read_scale_table(path: str | os.PathLike[str]) -> Mapping[str, float]:
     """Metres in a unit of length of each clip, from a table that the user supplies.
 
@@ -165,7 +207,11 @@ def read_scale_table(path: str | os.PathLike[str]) -> Mapping[str, float]:
             add(clip, value, "the object")
         return table
     for line, text in read_lines(path, what):
-        fields = [field.strip() for field in next(csv.reader([text]))]
+        try:
+            fields = [field.strip() for field in next(csv.reader([text]))]
+        except csv.Error as error:
+            problem = f"has a line {line} that is no table row ({error})"
+            raise data_error(path, problem, "clip,metres", "correct it") from error
         if len(fields) != 2:
             problem = f"has {len(fields)} columns in line {line}"
             raise data_error(path, problem, "clip,metres", "correct it")

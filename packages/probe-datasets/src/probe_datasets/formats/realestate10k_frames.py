@@ -9,36 +9,28 @@ The data set holds addresses and poses, no pictures. A frame is found by its row
 """
 
 import os
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from numpy import ndarray
 
-from probe_datasets.formats.files import (
-    FETCH_AGAIN,
-    check_relative,
-    data_error,
-    file_size,
-    read_json,
-    safe_path,
-)
-from probe_datasets.formats.realestate10k import ClipPoses, poses_from_rows
-from probe_datasets.formats.still_images import decode_rgb
+from probe_datasets.formats.files import data_error, safe_path
+from probe_datasets.formats.realestate10k import ClipPoses, plain_name
+from probe_datasets.formats.realestate10k_chunks import ChunkClip, read_chunk, read_chunk_index
 from probe_datasets.frame_index import frame_index
 
 __all__ = [
     "LAYOUTS",
     "ChunkClip",
+    "FrameFinder",
     "FrameSource",
     "find_frames",
     "find_pose_files",
     "nearest_frames",
+    "picture_run",
     "read_chunk",
     "read_chunk_index",
     "row_pictures",
@@ -48,7 +40,6 @@ __all__ = [
 LAYOUTS = ("frames", "clips", "videos", "chunks")
 _PICTURES = ("png", "jpg", "jpeg")
 _VIDEOS = ("mp4", "webm", "mkv", "mov")
-_MAX_PICKLE = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,29 +52,6 @@ class FrameSource:
     """The folder of pictures, the clip's video or the whole video."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ChunkClip:
-    """One clip of a pixelSplat chunk."""
-
-    poses: ClipPoses
-    """Times, intrinsics and poses of its frames."""
-    images: tuple[UInt8[ndarray, "_"], ...]
-    """The encoded JPEG of each frame."""
-    path: Path
-    """The chunk."""
-
-    def picture(self, row: int) -> UInt8[ndarray, "H W 3"]:
-        """Colour of the frame of a row, bytes 0 to 255.
-
-        Args:
-            row: which frame, from 0.
-
-        Raises:
-            DataError: the picture is damaged.
-        """
-        return decode_rgb(self.images[row].tobytes(), self.path, formats=("JPEG", "PNG"))
-
-
 def find_pose_files(root: str | os.PathLike[str], split: str) -> list[Path]:
     """Pose files of a split, sorted by name.
 
@@ -94,7 +62,7 @@ def find_pose_files(root: str | os.PathLike[str], split: str) -> list[Path]:
     Raises:
         DataError: there are none in any of these folders.
     """
-    _plain(split, root)
+    plain_name(split, root)
     tried = (f"RealEstate10K/{split}", split, f"pose_files/{split}", "pose_files")
     for name in tried:
         folder = Path(root, name)
@@ -117,23 +85,54 @@ def find_frames(root: str | os.PathLike[str], split: str, poses: ClipPoses) -> F
     Raises:
         DataError: the clip's name is no file name, or a link leaves the root.
     """
-    clip, video, _ = _plain(poses.clip, root), poses.video, _plain(split, root)
-    holders = (split, f"frames/{split}", f"videos/{split}", f"video_clips/{split}", "")
-    more = ("frames", "videos", "clips", "video_clips", f"RealEstate10K/{split}")
-    for holder in (*holders, *more):
-        below = Path(root, holder)
-        folder = safe_path(below, clip)
-        if folder.is_dir():
-            return FrameSource(layout="frames", path=folder)
-        names = [("clips", clip)]
-        if video:
-            names += [("clips", f"{_plain(video, root)}/{clip}"), ("videos", video)]
-        for layout, name in names:
-            for extension in _VIDEOS:
-                path = safe_path(below, f"{name}.{extension}")
-                if path.is_file():
-                    return FrameSource(layout=layout, path=path)
-    return None
+    return FrameFinder(root, split).find(poses.clip, poses.video)
+
+
+class FrameFinder:
+    """Finds the frames of many clips below a root, whose folders are listed once.
+
+    Args:
+        root: the folder that holds the pictures or videos.
+        split: "train" or "test".
+
+    Raises:
+        DataError: the split's name is no file name.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
+        self.root = root
+        plain_name(split, root)
+        below = (split, f"frames/{split}", f"videos/{split}", f"video_clips/{split}", "")
+        more = ("frames", "videos", "clips", "video_clips", f"RealEstate10K/{split}")
+        folders = [Path(root, holder) for holder in (*below, *more)]
+        self._holders = [(f, frozenset(os.listdir(f))) for f in folders if f.is_dir()]
+
+    def find(self, clip: str, video: str) -> FrameSource | None:
+        """Where the frames of a clip are; None where they are not there.
+
+        Args:
+            clip: its name.
+            video: the id of its video; empty where that is not known.
+
+        Raises:
+            DataError: a name is no file name, or a link leaves the root.
+        """
+        plain_name(clip, self.root)
+        for below, entries in self._holders:
+            if clip in entries and safe_path(below, clip).is_dir():
+                return FrameSource(layout="frames", path=Path(below, clip))
+            names = [("clips", clip)]
+            if video:
+                inside = [("clips", f"{video}/{clip}")] if video in entries else []
+                names += [*inside, ("videos", plain_name(video, self.root))]
+            for layout, name in names:
+                for extension in _VIDEOS:
+                    file = f"{name}.{extension}"
+                    if "/" in file or file in entries:
+                        path = safe_path(below, file)
+                        if path.is_file():
+                            return FrameSource(layout=layout, path=path)
+        return None
 
 
 def row_pictures(source: FrameSource, poses: ClipPoses) -> dict[int, Path]:
@@ -169,6 +168,34 @@ def row_pictures(source: FrameSource, poses: ClipPoses) -> dict[int, Path]:
         expected = f"names such as {times[0]}.png or .jpg"
         raise data_error(source.path, problem, expected, "name pictures by their timestamp")
     return {row: safe_path(source.path, name) for row, name in found.items()}
+
+
+def picture_run(source: FrameSource, poses: ClipPoses) -> tuple[str, int, int]:
+    """The longest run of rows that have a picture, the first of equally long ones.
+
+    Args:
+        source: what `find_frames` returned.
+        poses: the clip.
+
+    Returns:
+        What `%` turns a row's timestamp into the name of its picture; the first row; their number.
+
+    Raises:
+        ValueError: the source has another layout.
+        DataError: there are no pictures, or the run's are not all named in the same way.
+    """
+    pictures = row_pictures(source, poses)
+    rows = sorted(pictures)
+    breaks = [0, *(k for k, (a, b) in enumerate(pairwise(rows), start=1) if b != a + 1), len(rows)]
+    first, last = max(pairwise(breaks), key=lambda run: (run[1] - run[0], -run[0]))
+    stem, _, extension = pictures[rows[first]].name.rpartition(".")
+    pattern = f"%0{len(stem)}d.{extension}"
+    for row in rows[first:last]:
+        name = pictures[row].name
+        if pattern % int(poses.timestamps[row]) != name:
+            problem = f"names its pictures in two ways, as {stem}.{extension} and as {name}"
+            raise data_error(source.path, problem, "one", "rename them")
+    return pattern, rows[first], last - first
 
 
 def video_frames(source: FrameSource, poses: ClipPoses) -> Int64[ndarray, " N"]:
@@ -233,118 +260,3 @@ def nearest_frames(
             f"frame of a video of {times[-1]:.3f} s; it is not the video that the poses belong to"
         )
     return nearest.astype(np.int64)
-
-
-# --------------------------------------------------------------------------------------- chunks
-
-
-def read_chunk_index(root: str | os.PathLike[str], split: str) -> Mapping[str, Path]:
-    """The chunk that holds each clip, from pixelSplat's `<split>/index.json`.
-
-    Args:
-        root: the folder that holds `train/` and `test/`.
-        split: "train" or "test".
-
-    Raises:
-        DataError: missing, no such table, or a chunk outside the folder.
-    """
-    path = Path(root, _plain(split, root), "index.json")
-    what = "a JSON object {clip: chunk}"
-    content = read_json(path, what)
-    if not isinstance(content, dict):
-        raise data_error(path, "holds no JSON object", what, FETCH_AGAIN)
-    for name in content.values():
-        if not (isinstance(name, str) and name.endswith(".torch")):
-            problem = f"names {str(name)[:80]!r} as a chunk"
-            raise data_error(path, problem, "a .torch file", FETCH_AGAIN)
-    folder = path.parent
-    chunks = {name: safe_path(folder, name, source=path) for name in set(content.values())}
-    return {clip: chunks[name] for clip, name in content.items()}
-
-
-def read_chunk(path: str | os.PathLike[str]) -> list[ChunkClip]:
-    """The clips of a pixelSplat chunk, a list of dictionaries of tensors.
-
-    Only torch's restricted reader is used, which builds tensors and plain containers and refuses
-    everything else, and only on archives without compression, so that nothing can unfold.
-
-    Args:
-        path: the `.torch` file.
-
-    Raises:
-        DataError: missing, no such chunk, or anything in it that is no tensor, text or number.
-    """
-    _check_archive(path)
-    what = "a chunk of pixelSplat: a list of clips"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # The restricted unpickler lets through whatever malformed input makes its steps raise.
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise data_error(path, f"cannot be read safely ({reason})", what, FETCH_AGAIN) from error
-    if not isinstance(content, list):
-        problem = f"holds a {type(content).__name__}"
-        raise data_error(path, problem, what, FETCH_AGAIN)
-    return [_chunk_clip(entry, Path(path)) for entry in content]
-
-
-def _check_archive(path: str | os.PathLike[str]) -> None:
-    what = "a .torch file as torch.save writes it"
-    size = file_size(path, what)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        problem = f"is no zip archive ({error}), or one that is cut short"
-        raise data_error(path, problem, what, FETCH_AGAIN) from error
-    for member in members:
-        check_relative(member.filename, source=path, below="the archive")
-        pickled = member.filename.endswith(".pkl") and member.file_size > _MAX_PICKLE
-        if member.compress_type != zipfile.ZIP_STORED or pickled:
-            problem = f"holds a compressed or oversized part {member.filename[:80]!r}"
-            raise data_error(path, problem, what, FETCH_AGAIN)
-    if sum(member.file_size for member in members) > size:
-        problem = f"claims parts of more bytes than its own {size}"
-        raise data_error(path, problem, what, FETCH_AGAIN)
-
-
-def _chunk_clip(entry: Any, path: Path) -> ChunkClip:
-    expected = "clips of key, url, timestamps, cameras (frames x 18) and images"
-    wrong = data_error(path, "holds something that is no clip", expected, FETCH_AGAIN)
-    if not isinstance(entry, dict):
-        raise wrong
-    key, url = entry.get("key"), entry.get("url", "")
-    times, cameras, images = (entry.get(name) for name in ("timestamps", "cameras", "images"))
-    if not (
-        isinstance(key, str)
-        and isinstance(url, str)
-        and isinstance(times, torch.Tensor)
-        and isinstance(cameras, torch.Tensor)
-        and isinstance(images, list)
-        and times.dim() == 1
-        and times.dtype in (torch.int64, torch.int32)
-        and tuple(cameras.shape) == (len(times), 18)
-        and cameras.dtype in (torch.float32, torch.float64)
-        and len(images) == len(times) > 0
-    ):
-        raise wrong
-    # A few bytes can pose as a large tensor by a stride of zero: nothing is copied before this.
-    tensors = [times, cameras, *images]
-    for tensor in tensors:
-        if not (isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided):
-            raise wrong
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise wrong
-    if any(image.dtype != torch.uint8 or image.dim() != 1 for image in images):
-        raise wrong
-    rows = cameras.double().numpy()
-    poses = poses_from_rows(times.long().numpy(), rows, clip=key, url=url, path=path)
-    return ChunkClip(poses=poses, images=tuple(image.numpy() for image in images), path=path)
-
-
-def _plain(name: str, root: str | os.PathLike[str]) -> str:
-    """A name that is one part of a path."""
-    if not name or "/" in name or "\\" in name or name.startswith(".") or "\0" in name:
-        problem = f"cannot hold a clip or split {name[:80]!r}"
-        raise data_error(root, problem, "a plain name", "check the pose files")
-    return name

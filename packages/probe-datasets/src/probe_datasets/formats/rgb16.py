@@ -3,15 +3,16 @@
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt16
 
 from probe_datasets.formats.files import FETCH_AGAIN, data_error
 
-__all__ = ["decode_rgb16", "png_size"]
+__all__ = ["PNG_SIGNATURE", "decode_rgb16", "png_chunks", "png_size"]
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR = struct.Struct(">IIBBBBB")
 _KIND = (16, 2, 0, 0, 0)  # bits, RGB, deflate, adaptive filters, not interlaced
 _WHAT = "a PNG of three channels of 16 bits"
@@ -28,11 +29,40 @@ def png_size(data: bytes | memoryview, path: str | os.PathLike[str]) -> tuple[in
         DataError: it is no PNG.
     """
     head = bytes(data[:29])
-    if len(head) < 29 or head[:8] != _SIGNATURE or head[12:16] != b"IHDR":
+    if len(head) < 29 or head[:8] != PNG_SIGNATURE or head[12:16] != b"IHDR":
         problem = f"has a picture that is no PNG (first bytes {head[:8].hex(' ')})"
         raise data_error(path, problem, "a PNG", FETCH_AGAIN)
     width, height = struct.unpack(">II", head[16:24])
     return height, width
+
+
+def png_chunks(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[bytes, memoryview]]:
+    """The chunks of a PNG up to its end, each compared with its checksum.
+
+    Args:
+        data: the encoded picture.
+        path: where it comes from, for the message.
+
+    Yields:
+        Name and content.
+
+    Raises:
+        DataError: a chunk is damaged, or the end is missing.
+    """
+    view, position = memoryview(data), len(PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4])
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            problem = "has a picture with a damaged chunk"
+            raise data_error(path, problem, "a PNG that matches its checksums", FETCH_AGAIN)
+        name = data[position + 4 : position + 8]
+        yield name, view[position + 8 : end]
+        if name == b"IEND":
+            return
+        position = end + 4
+    raise data_error(path, "has a picture that is cut short", "a whole PNG", FETCH_AGAIN)
 
 
 def decode_rgb16(
@@ -59,7 +89,8 @@ def decode_rgb16(
     inflate, num_bytes = zlib.decompressobj(), height * (1 + width * 6)
     try:
         # One byte more than is right, so that a stream that is too long shows as such.
-        rows = inflate.decompress(_deflated(data, path), num_bytes + 1)
+        deflated = b"".join(content for name, content in png_chunks(data, path) if name == b"IDAT")
+        rows = inflate.decompress(deflated, num_bytes + 1)
     except zlib.error as error:
         raise data_error(path, f"has a damaged picture ({error})", _WHAT, FETCH_AGAIN) from error
     if len(rows) != num_bytes or not inflate.eof:
@@ -76,22 +107,3 @@ def decode_rgb16(
     except (ValueError, OSError) as error:
         raise data_error(path, f"has a damaged picture ({error})", _WHAT, FETCH_AGAIN) from error
     return upper.astype(np.uint16) << 8 | lower
-
-
-def _deflated(data: bytes, path: str | os.PathLike[str]) -> bytes:
-    """The compressed rows of a PNG, all of whose IDAT chunks are whole and unharmed."""
-    parts, position = [], len(_SIGNATURE)
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4])
-        name, end = data[position + 4 : position + 8], position + 8 + length
-        if end + 4 > len(data):
-            break
-        if name == b"IEND":
-            return b"".join(parts)
-        if name == b"IDAT":
-            if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
-                problem = "has a picture with a damaged chunk"
-                raise data_error(path, problem, _WHAT, FETCH_AGAIN)
-            parts.append(data[position + 8 : end])
-        position = end + 4
-    raise data_error(path, "has a picture that is cut short", _WHAT, FETCH_AGAIN)

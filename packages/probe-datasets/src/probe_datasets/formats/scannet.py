@@ -22,8 +22,12 @@ __all__ = [
     "ExportedFrame",
     "ExportedScene",
     "exported_intrinsics",
+    "exported_units",
     "find_exported",
+    "find_scenes",
     "find_sens",
+    "find_split",
+    "name_patterns",
     "read_exported_frame",
     "read_scene_file",
     "read_split",
@@ -34,6 +38,7 @@ SPLIT_SIZES = {"train": 1201, "val": 312, "test": 100}
 
 _SCENE = re.compile(r"scene\d{4}_\d{2}")
 _HOLDERS = ("", "scans", "scans_test", "scannet_frames_25k")
+_LISTS = ("", "Tasks/Benchmark", "ScanNet/Tasks/Benchmark", "splits")
 # What each tool calls colour, depth and pose of a frame; numbers are compared as numbers.
 _LAYOUTS = {
     "folders": (r"color/(\d+)\.(?:jpg|jpeg|png)", r"depth/(\d+)\.(?:png|pgm)", r"pose/(\d+)\.txt"),
@@ -96,6 +101,27 @@ def read_split(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(scenes)
 
 
+def find_split(root: str | os.PathLike[str], split: str) -> Path:
+    """The official list of a split, `scannetv2_{split}.txt`.
+
+    Args:
+        root: the folder of the data, which holds it itself or in `Tasks/Benchmark`, as ScanNet's
+            repository does, in `ScanNet/Tasks/Benchmark`, or in `splits`.
+        split: a key of `SPLIT_SIZES`.
+
+    Raises:
+        DataError: it is in none of these.
+    """
+    name = f"scannetv2_{split}.txt"
+    for holder in _LISTS:
+        path = Path(root, holder, name)
+        if path.is_file():
+            return path
+    expected = f"it there or in {', '.join(_LISTS[1:])}"
+    fix = "take it from Tasks/Benchmark of the ScanNet repository, or pass split_file"
+    raise data_error(root, f"does not hold {name}", expected, fix)
+
+
 def read_scene_file(path: str | os.PathLike[str]) -> Mapping[str, str]:
     """The `key = value` lines of a scene's text file, such as `sceneType` and `axisAlignment`.
 
@@ -117,6 +143,21 @@ def read_scene_file(path: str | os.PathLike[str]) -> Mapping[str, str]:
             raise data_error(path, problem, what, FETCH_AGAIN)
         values[key.strip()] = value.strip()
     return values
+
+
+def find_scenes(root: str | os.PathLike[str]) -> frozenset[str]:
+    """Names of the scenes of which there is something below a ScanNet folder.
+
+    Args:
+        root: the folder that holds `scans/`, `scannet_frames_25k/` or the scenes themselves.
+    """
+    found: set[str] = set()
+    for holder in _HOLDERS:
+        folder = Path(root, holder)
+        entries = os.listdir(folder) if folder.is_dir() else []
+        names = {entry.removesuffix(".sens") for entry in entries}
+        found |= {name for name in names if _SCENE.fullmatch(name)}
+    return frozenset(found)
 
 
 def find_sens(root: str | os.PathLike[str], scene: str) -> Path | None:
@@ -199,13 +240,57 @@ def read_exported_frame(
     return color, depth, valid, pose, tracked
 
 
+def name_patterns(scene: ExportedScene) -> tuple[str, str, str]:
+    """What `%` turns the number of a frame into: the paths of its colour, depth and pose.
+
+    Args:
+        scene: what `find_exported` returned.
+
+    Raises:
+        DataError: not all of its frames are named in the same way.
+    """
+    patterns = []
+    for what in ("color", "depth", "pose"):
+        first = getattr(scene.frames[0], what)
+        below, slash, name = first.rpartition("/")
+        digits = re.sub(r"^\D*(\d+).*$", r"\1", name)
+        pattern = f"{below}{slash}{name.replace(digits, f'%0{len(digits)}d', 1)}"
+        for frame in scene.frames:
+            if pattern % frame.number != getattr(frame, what):
+                problem = f"names its frames in two ways, as {first} and as {getattr(frame, what)}"
+                raise data_error(scene.folder, problem, "one", "export the scene again")
+        patterns.append(pattern)
+    return patterns[0], patterns[1], patterns[2]
+
+
+def exported_units(folder: Path) -> float:
+    """Depth units in a metre of exported frames: as `_info.txt` says, or 1000.
+
+    Args:
+        folder: of the scene.
+
+    Raises:
+        DataError: the file says something else than a number of units.
+    """
+    info = safe_path(folder, "_info.txt")
+    text = read_scene_file(info).get("m_depthShift", "1000") if info.is_file() else "1000"
+    try:
+        units = float(text)
+    except ValueError:
+        units = np.nan
+    if not 1 <= units <= 65535:
+        problem = f"has {text[:40]!r} as m_depthShift"
+        raise data_error(info, problem, "1 to 65535 units in a metre, 1000 in ScanNet", FETCH_AGAIN)
+    return units
+
+
 def exported_intrinsics(
-    scene: ExportedScene, size: tuple[int, int], *, what: str = "depth"
+    scene: ExportedScene | Path, size: tuple[int, int], *, what: str = "depth"
 ) -> tuple[float, float, float, float]:
     """Normalised intrinsics of an exported scene.
 
     Args:
-        scene: what `find_exported` returned.
+        scene: what `find_exported` returned, or the folder in it.
         size: (height, width) of the pictures.
         what: "color" or "depth".
 
@@ -218,14 +303,15 @@ def exported_intrinsics(
     """
     if what not in ("color", "depth"):
         raise ValueError(f"what {what!r} must be 'color' or 'depth'")
+    folder = scene.folder if isinstance(scene, ExportedScene) else scene
     for name in (f"intrinsic/intrinsic_{what}.txt", f"intrinsics_{what}.txt"):
-        path = safe_path(scene.folder, name)
+        path = safe_path(folder, name)
         if path.is_file():
             return read_intrinsics(path, size)
-    info = safe_path(scene.folder, "_info.txt")
+    info = safe_path(folder, "_info.txt")
     if not info.is_file():
         problem = f"has neither intrinsic/intrinsic_{what}.txt nor _info.txt"
-        raise data_error(scene.folder, problem, f"the intrinsics of {what}", "export them too")
+        raise data_error(folder, problem, f"the intrinsics of {what}", "export them too")
     key = "m_calibrationColorIntrinsic" if what == "color" else "m_calibrationDepthIntrinsic"
     fields = read_scene_file(info).get(key, "").split()
     try:

@@ -24,6 +24,7 @@ from numpy import ndarray
 
 from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error, file_size
 from probe_datasets.formats.poses import invert_pose, is_rigid
+from probe_datasets.formats.sens_index import FRAME_HEADER_BYTES, SensIndex
 from probe_datasets.formats.still_images import decode_rgb
 
 __all__ = ["SensFrame", "SensIndex", "index_sens", "read_sens_frame"]
@@ -32,49 +33,12 @@ _WHAT = "a .sens recording of version 4"
 _RAW, _PNG, _JPEG = 0, 1, 2
 _ZLIB = 1
 _FRAME_HEADER = struct.Struct("<16f4Q")
+assert _FRAME_HEADER.size == FRAME_HEADER_BYTES
 _FIXED_HEADER = struct.Struct("<64f2i4IfQ")
 _IMU_BYTES = 128
 _MAX_SIDE = 8192
 _MAX_NAME = 4096
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SensIndex:
-    """What it takes to find a frame of one recording."""
-
-    path: Path
-    """The file."""
-    sensor_name: str
-    """What the recorder was called."""
-    color_compression: int
-    """0 raw, 1 PNG, 2 JPEG; -1 where the recorder did not say."""
-    depth_compression: int
-    """0 raw, 1 zlib."""
-    color_size: tuple[int, int]
-    """(height, width) of a colour picture."""
-    depth_size: tuple[int, int]
-    """(height, width) of a depth picture."""
-    depth_shift: float
-    """Depth units in a metre."""
-    intrinsics_color: tuple[float, float, float, float]
-    """(fx, fy, cx, cy) of colour, in widths and heights of its picture."""
-    intrinsics_depth: tuple[float, float, float, float]
-    """(fx, fy, cx, cy) of depth, in widths and heights of its picture."""
-    num_imu: int
-    """Records of the motion sensor at the end of the file, which are not read."""
-    offsets: Int64[ndarray, " N"]
-    """Byte at which each frame begins."""
-    color_bytes: Int64[ndarray, " N"]
-    """Length of each colour picture."""
-    depth_bytes: Int64[ndarray, " N"]
-    """Length of each depth picture."""
-    pose_valid: Bool[ndarray, " N"]
-    """False where tracking was lost."""
-
-    @property
-    def num_frames(self) -> int:
-        """Frames in the recording."""
-        return len(self.offsets)
+_MAX_PICTURE = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -210,6 +174,9 @@ def _walk(file: BinaryIO, size: int, path: Path) -> SensIndex:
             raise _cut(path, "the motion sensor's part", end, size)
         problem = f"goes on for {size - end} bytes behind its end"
         raise data_error(path, problem, "one recording", FETCH_AGAIN)
+    if lengths.max() > _MAX_PICTURE:
+        problem = f"has a picture of {int(lengths.max())} bytes"
+        raise data_error(path, problem, f"at most {_MAX_PICTURE}", FETCH_AGAIN)
     if color_kind == _RAW:
         _check_lengths(path, "colour", lengths[0], 3 * color_size[0] * color_size[1], packed=False)
     raw_depth = 2 * depth_size[0] * depth_size[1]

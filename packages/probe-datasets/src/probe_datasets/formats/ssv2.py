@@ -21,7 +21,7 @@ __all__ = [
     "NUM_CLASSES",
     "ClipList",
     "find_annotations",
-    "find_video",
+    "find_videos",
     "read_classes",
     "read_clips",
 ]
@@ -30,6 +30,7 @@ NUM_CLASSES = 174
 
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _FOLDERS = ("20bn-something-something-v2", "videos", "")
+_EXTENSIONS = ("webm", "mp4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,24 +63,26 @@ def find_annotations(root: str | os.PathLike[str], kind: str) -> Path:
     raise data_error(root, problem, " or ".join(tried), "copy them there")
 
 
-def find_video(root: str | os.PathLike[str], clip: str) -> Path | None:
-    """The file of a clip; None where it is not there.
+def find_videos(root: str | os.PathLike[str]) -> dict[str, str]:
+    """Every clip's file, from one listing of each folder that may hold them.
+
+    The folders are `20bn-something-something-v2`, `videos` and the root itself. A clip that several
+    hold is taken from the first, and as WebM before MP4.
 
     Args:
         root: the folder of the data set.
-        clip: name of the clip.
+
+    Returns:
+        Name of the clip -> path below the root.
 
     Raises:
-        DataError: the name is none, or a link leaves the root.
+        DataError: a folder cannot be listed, or a link leaves it.
     """
-    if not _ID.fullmatch(clip):
-        raise data_error(root, f"cannot hold a clip {clip[:60]!r}", "an id", "check the list")
+    found: dict[str, str] = {}
     for folder in _FOLDERS:
-        for extension in ("webm", "mp4"):
-            path = safe_path(Path(root, folder), f"{clip}.{extension}")
-            if path.is_file():
-                return path
-    return None
+        for clip, name in _clips_in(Path(root, folder)).items():
+            found.setdefault(clip, f"{folder}/{name}" if folder else name)
+    return found
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -148,3 +151,24 @@ def _clip(entry: Any, index: dict[str, int], labelled: bool) -> tuple[str, int |
     if not isinstance(template, str):
         return clip, None
     return clip, index.get(template.replace("[", "").replace("]", ""))
+
+
+def _clips_in(folder: Path) -> dict[str, str]:
+    """Names of the clips in a folder and of their files; none where it does not exist."""
+    found: dict[str, str] = {}
+    if not folder.is_dir():
+        return found
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                clip, _, extension = entry.name.rpartition(".")
+                if extension not in _EXTENSIONS or not _ID.fullmatch(clip) or not entry.is_file():
+                    continue
+                if entry.is_symlink():
+                    safe_path(folder, entry.name)
+                if clip not in found or extension == _EXTENSIONS[0]:
+                    found[clip] = entry.name
+    except OSError as error:
+        problem = f"cannot be listed ({error.strerror or error})"
+        raise data_error(folder, problem, "a folder of videos", "check it") from error
+    return found

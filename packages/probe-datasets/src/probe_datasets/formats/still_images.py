@@ -4,6 +4,10 @@ Axes: `H` rows from the top, `W` columns from the left, `3` red, green, blue; by
 
 A picture is decoded only when its header gives the size that was expected, or one within bounds,
 so that a few bytes cannot ask for gigabytes. Only the formats named are tried.
+
+Every chunk of a PNG is compared with its checksum. A PGM has none, and neither has a JPEG, but of a
+JPEG with one baseline scan, as cameras write them, data that ends too early or too late is refused.
+Other damage inside the pixels of these two cannot be told from a picture.
 """
 
 import io
@@ -16,12 +20,16 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error, read_bytes
+from probe_datasets.formats.jpeg_header import without_metadata
+from probe_datasets.formats.jpeg_scan import JpegStream, jpeg_stream
+from probe_datasets.formats.rgb16 import PNG_SIGNATURE, png_chunks
 
 __all__ = ["decode_indices", "decode_rgb", "decode_u16", "read_rgb"]
 
 MAX_PIXELS = 64_000_000
 """Pixels beyond which a picture is refused; the largest photographs of the datasets have 25 M."""
 MAX_BYTES = 1 << 28
+_PIXELS_PER_BYTE = {"JPEG": 1024, "PNG": 8300}  # the most that a picture of one level comes to
 _FORMATS = ("JPEG", "PNG")
 
 
@@ -45,10 +53,10 @@ def decode_rgb(
     """
     picture = _decoded(data, path, size, formats)
     if picture.mode == "I;16":  # PIL would clip 16 bits to 255
-        return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.repeat((np.array(picture) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if picture.mode == "P" or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    return np.asarray(picture.convert("RGB"))
+    return np.array(picture.convert("RGB"))
 
 
 def read_rgb(
@@ -84,7 +92,7 @@ def decode_u16(
     if not (picture.mode == "I;16" or (picture.mode == "I" and picture.format == "PPM")):
         problem = f"has pixels of kind {picture.mode!r}"
         raise data_error(path, problem, "one channel of 16 bits", "pass the depth picture")
-    values = np.asarray(picture)
+    values = np.array(picture)
     return values.astype(np.uint16)
 
 
@@ -107,7 +115,7 @@ def decode_indices(
     if picture.mode not in ("P", "L"):
         problem = f"has pixels of kind {picture.mode!r}"
         raise data_error(path, problem, "a palette or grey PNG of indices", "pass the mask")
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def _decoded(
@@ -121,15 +129,19 @@ def _decoded(
 
     expected = " or ".join(formats)
     try:
-        picture = Image.open(io.BytesIO(data), formats=formats)
+        stream = _stream(data, path)
+        picture = Image.open(stream, formats=formats)
         width, height = picture.size
         if size is not None and (height, width) != size:
             problem = f"has a picture of {height} x {width} pixels"
             raise data_error(path, problem, f"{size[0]} x {size[1]}", FETCH_AGAIN)
-        if width * height > MAX_PIXELS:
-            problem = f"claims {height} x {width} pixels"
+        if width * height > min(MAX_PIXELS, len(data) * _PIXELS_PER_BYTE.get(picture.format, 8)):
+            problem = f"claims {height} x {width} pixels in {len(data)} bytes"
             raise data_error(path, problem, f"at most {MAX_PIXELS} pixels", "scale it down")
         picture.load()
+        if isinstance(stream, JpegStream) and not stream.exhausted:
+            problem = "has a JPEG whose data goes on behind its last pixel"
+            raise data_error(path, problem, "an undamaged picture", FETCH_AGAIN)
         return picture
     except DataError:
         raise
@@ -146,3 +158,18 @@ def _decoded(
     ) as error:
         problem = f"cannot be decoded ({error})"
         raise data_error(path, problem, f"a {expected}", FETCH_AGAIN) from error
+
+
+def _stream(data: bytes, path: str | os.PathLike[str]) -> io.BytesIO:
+    """What PIL reads the picture from.
+
+    A PNG's checksums, which it passes over, are compared; a JPEG's EXIF, over whose damage it warns,
+    is taken off.
+    """
+    if data.startswith(PNG_SIGNATURE):
+        for _ in png_chunks(data, path):
+            pass
+    if not data.startswith(b"\xff\xd8"):
+        return io.BytesIO(data)
+    data = without_metadata(data)
+    return jpeg_stream(data) or io.BytesIO(data)

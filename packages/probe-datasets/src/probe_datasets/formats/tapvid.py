@@ -10,8 +10,10 @@ Reference:
 
 import mmap
 import os
+import struct
 import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,12 @@ from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error, fil
 from probe_datasets.formats.plain_pickle import load_plain
 from probe_datasets.formats.still_images import decode_rgb
 
-__all__ = ["PointVideo", "convert_pickle", "read_point_video"]
+__all__ = ["PointVideo", "convert_pickle", "frames_offset", "read_point_frames", "read_point_video"]
 
 _WHAT = "a TAP-Vid pickle: videos with video, points and occluded"
 _NAMES = ("video", "points", "occluded")
 _LARGEST_POINT = 2.0
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,7 +46,12 @@ class PointVideo:
     """False where occluded."""
 
 
-def convert_pickle(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
+def convert_pickle(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Write every video of a TAP-Vid pickle as an archive of its own.
 
     The pickle is mapped, not loaded, so memory is that of one video.
@@ -51,6 +59,7 @@ def convert_pickle(path: str | os.PathLike[str], folder: str | os.PathLike[str])
     Args:
         path: the pickle, such as `tapvid_davis.pkl`: a dictionary or a list of videos.
         folder: where the archives go; it is made if it is not there.
+        progress: called with (videos written, videos in all).
 
     Returns:
         The archives, in the order of the pickle.
@@ -63,10 +72,15 @@ def convert_pickle(path: str | os.PathLike[str], folder: str | os.PathLike[str])
     with open(path, "rb") as file:
         # Never closed by hand: it lives as long as the last array that is a view of it.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _convert(memoryview(mapped), path, Path(folder))
+    return _convert(memoryview(mapped), path, Path(folder), progress)
 
 
-def _convert(whole: memoryview, path: str | os.PathLike[str], folder: Path) -> list[Path]:
+def _convert(
+    whole: memoryview,
+    path: str | os.PathLike[str],
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
+) -> list[Path]:
     content = load_plain(whole, path)
     if isinstance(content, list):
         content = {f"video_{i:05d}": entry for i, entry in enumerate(content)}
@@ -104,6 +118,8 @@ def _convert(whole: memoryview, path: str | os.PathLike[str], folder: Path) -> l
             os.unlink(part)
             raise
         written.append(target)
+        if progress is not None:
+            progress(len(written), len(content))
     return written
 
 
@@ -123,7 +139,7 @@ def _checked(entry: Any, name: str, path: str | os.PathLike[str]) -> dict[str, n
     if problem:
         raise data_error(path, f"has {problem} in {name[:60]!r}", _WHAT, FETCH_AGAIN)
     return {
-        "video": video,
+        "video": np.ascontiguousarray(video),  # so that a frame is a run of bytes
         "points": points.astype(np.float32),
         "occluded": np.not_equal(occluded.view(np.uint8), 0),
     }
@@ -178,6 +194,61 @@ def read_point_video(path: str | os.PathLike[str]) -> PointVideo:
         raise data_error(path, f"has {problem}", what, FETCH_AGAIN)
     visible = np.equal(occluded.view(np.uint8), 0)
     return PointVideo(video=video, points=points.astype(np.float32, copy=False), visible=visible)
+
+
+def frames_offset(path: str | os.PathLike[str]) -> int:
+    """Where the pixels begin in an archive that `read_point_video` accepted.
+
+    Args:
+        path: the archive.
+
+    Raises:
+        DataError: its frames are not one after the other, as `convert_pickle` writes them.
+    """
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+        member = archive.getinfo("video.npy")
+        with archive.open(member) as file:
+            np.lib.format.read_magic(file)
+            shape, fortran, _ = np.lib.format.read_array_header_1_0(file)
+            header = file.tell()
+        if fortran and sum(side > 1 for side in shape) > 1:
+            expected = "an archive that the converter wrote"
+            raise data_error(path, "has frames in another order", expected, "convert it again")
+        raw.seek(member.header_offset)
+        local = raw.read(_LOCAL_HEADER.size)
+        name, extra = _LOCAL_HEADER.unpack(local)[-2:]
+        return member.header_offset + len(local) + name + extra + header
+
+
+def read_point_frames(
+    path: str | os.PathLike[str], indices: Sequence[int], *, offset: int, size: tuple[int, int]
+) -> UInt8[ndarray, "T H W 3"]:
+    """Some frames of an archive, without reading the others.
+
+    The archive's checksum, which is of all frames, is not compared here: `read_point_video` does.
+
+    Args:
+        path: the archive.
+        indices: which frames.
+        offset: what `frames_offset` returned.
+        size: (height, width) of the frames.
+
+    Raises:
+        DataError: the archive ends before a frame does, or cannot be read.
+    """
+    height, width = size
+    frames = np.empty((len(indices), height, width, 3), np.uint8)
+    try:
+        with open(path, "rb") as file:
+            for frame, index in zip(frames, indices, strict=True):
+                file.seek(offset + index * frame.nbytes)
+                if file.readinto(frame.data) != frame.nbytes:
+                    problem = f"ends before its frame {index}"
+                    raise data_error(path, problem, "the whole archive", FETCH_AGAIN)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+        raise data_error(path, problem, "an archive", "check it") from error
+    return frames
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> ndarray:

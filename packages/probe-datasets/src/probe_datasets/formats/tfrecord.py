@@ -21,6 +21,8 @@ from probe_datasets.formats.files import FETCH_AGAIN, data_error, file_size
 __all__ = ["masked_crc32c", "read_prefix", "read_record", "record_index"]
 
 _HEADER = struct.Struct("<QI")
+HEADER_SIZE = _HEADER.size
+"""Bytes from the offset of a record to its data."""
 _FOOTER = struct.Struct("<I")
 _AROUND = _HEADER.size + _FOOTER.size
 _WHAT = "a TFRecord file"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-__all__ = ["WaymoBoxes", "box_tracks", "corners", "crop_boxes", "select_boxes", "subsample"]
+__all__ = ["NO_BOXES", "WaymoBoxes", "box_tracks", "corners", "select_boxes", "subsample"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,10 @@ class WaymoBoxes:
     """1 vehicle, 2 pedestrian, 3 sign, 4 cyclist, 0 unknown."""
     ids: tuple[str, ...]
     """Identity of each object, the same in all frames of its camera."""
+
+
+NO_BOXES = WaymoBoxes(boxes=np.zeros((0, 4)), types=np.zeros(0, np.int64), ids=())
+"""Of a picture without labelled objects."""
 
 
 def corners(
@@ -95,30 +99,6 @@ def box_tracks(
                 boxes[rank[name], t] = box
                 valid[rank[name], t] = True
     return boxes / np.array([width, height, width, height]), valid, frames[0].types
-
-
-def crop_boxes(
-    boxes: Float64[np.ndarray, "*n 4"], valid: Bool[np.ndarray, "*n"], height: int, width: int
-) -> tuple[Float64[np.ndarray, "*n 4"], Bool[np.ndarray, "*n"]]:
-    """Boxes in the central square of a picture.
-
-    Scaling the shorter side to 256 and taking the central 256 x 256 pixels keeps this square.
-
-    Args:
-        boxes: in [0, 1] of the whole picture.
-        valid: whether each is there.
-        height: rows of the picture.
-        width: columns of the picture.
-
-    Returns:
-        Boxes in [0, 1] of the square, cut at its border, and whether anything of each is left;
-        zeros where not.
-    """
-    side = min(height, width)
-    scale = np.array([width, height, width, height]) / side
-    inside = np.clip((boxes - 0.5) * scale + 0.5, 0.0, 1.0)
-    left = valid & (inside[..., 2] > inside[..., 0]) & (inside[..., 3] > inside[..., 1])
-    return np.where(left[..., None], inside, 0.0), left
 
 
 def select_boxes(

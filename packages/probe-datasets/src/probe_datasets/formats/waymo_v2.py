@@ -2,6 +2,9 @@
 
 `<split>/camera_image/<context>.parquet` and `<split>/camera_box/<context>.parquet` share the keys
 segment, time and camera; the camera is a number or its name. A picture without boxes is real.
+
+Checksums of pages are optional in parquet. Where a table has them, damage to its pages is found;
+where not, a changed number that is possible cannot be told from the right one.
 """
 
 import os
@@ -14,10 +17,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error, file_size
+from probe_datasets.formats.parquet_pages import check_pages, read_columns
 from probe_datasets.formats.waymo import CAMERAS, WaymoFrame, ascending, check_camera, checked_boxes
-from probe_datasets.formats.waymo_boxes import WaymoBoxes
+from probe_datasets.formats.waymo_boxes import NO_BOXES, WaymoBoxes
 
-__all__ = ["WaymoV2Segment", "open_v2"]
+__all__ = ["WaymoV2Segment", "open_v2", "read_boxes"]
 
 _CONTEXT, _TIME, _CAMERA = (
     "key.segment_context_name",
@@ -121,39 +125,66 @@ def open_v2(
         problem = f"has {len(times)} pictures of {camera} in {len(contexts)} segments"
         raise data_error(images, problem, "pictures of one segment", FETCH_AGAIN)
     timestamps, order = ascending(np.array(times, np.int64), images)
-    labels = None if boxes is None else _boxes(boxes, camera, context, set(times))
-    empty = WaymoBoxes(boxes=np.zeros((0, 4)), types=np.zeros(0, np.int64), ids=())
+    labels = None if boxes is None else read_boxes(boxes, camera, context, set(times))
     return WaymoV2Segment(
         path=Path(images),
         context=context,
         timestamps=timestamps,
         rows=np.array(rows, np.int64)[order],
-        labels=tuple(labels.get(t, empty) if labels else None for t in timestamps.tolist()),
+        labels=tuple(
+            None if labels is None else labels.get(t, NO_BOXES) for t in timestamps.tolist()
+        ),
     )
 
 
-def _boxes(
-    path: str | os.PathLike[str], camera: str, context: str, times: set[int]
-) -> dict[int, WaymoBoxes]:
-    """Boxes of one camera by the time of their picture."""
+def read_boxes(
+    path: str | os.PathLike[str],
+    camera: str,
+    context: str,
+    times: set[int],
+    wanted: set[int] | None = None,
+) -> dict[int, WaymoBoxes] | None:
+    """Boxes of one camera by the time of their picture; none of pictures without boxes.
+
+    Args:
+        path: a `camera_box` table.
+        camera: one of `CAMERAS`.
+        context: name of the segment.
+        times: of all pictures of the segment.
+        wanted: of the pictures whose boxes are wanted; all by default.
+
+    Returns:
+        The boxes; None where the table has none of the camera at all, which was not labelled then.
+
+    Raises:
+        DataError: the table is missing, damaged or of another segment.
+        ImportError: pyarrow is not installed.
+    """
     numbers = (_CENTRE_X, _CENTRE_Y, _SIZE_X, _SIZE_Y)
     by_time: dict[int, list[tuple[Any, ...]]] = {}
+    labelled = False
     with _Table(path) as table:
         for group in range(table.num_groups):
             columns = table.read([_CONTEXT, _TIME, _CAMERA, _OBJECT, _TYPE, *numbers], group)
-            for row in _of_camera(columns[_CAMERA], camera, path):
-                owner, time = columns[_CONTEXT][row].as_py(), columns[_TIME][row].as_py()
+            rows = _of_camera(columns[_CAMERA], camera, path)
+            labelled = labelled or bool(rows)
+            owners, clock = (_picked(columns[name], rows) for name in (_CONTEXT, _TIME))
+            for owner, time in zip(owners, clock, strict=True):
                 if owner != context or time not in times:
                     problem = f"has a box of segment {owner!r} at time {time}"
                     expected = f"boxes of the pictures of {context!r}"
                     raise data_error(path, problem, expected, "pass the table of the same segment")
-                entry = [columns[name][row].as_py() for name in (*numbers, _TYPE, _OBJECT)]
+            if wanted is not None:
+                rows = [row for row, time in zip(rows, clock, strict=True) if time in wanted]
+                clock = [time for time in clock if time in wanted]
+            cells = [_picked(columns[name], rows) for name in (*numbers, _TYPE, _OBJECT)]
+            for time, *entry in zip(clock, *cells, strict=True):
                 kinds = (*(float | int,) * 4, int, str)
                 if not all(isinstance(v, kind) for v, kind in zip(entry, kinds, strict=True)):
                     problem = f"has a box with a missing number at time {time}"
                     raise data_error(path, problem, "a centre, size, type and id", FETCH_AGAIN)
                 by_time.setdefault(time, []).append(tuple(entry))
-    return {
+    found = {
         time: checked_boxes(
             np.array([e[:2] for e in entries], np.float64),
             np.array([e[2:4] for e in entries], np.float64),
@@ -163,6 +194,12 @@ def _boxes(
         )
         for time, entries in by_time.items()
     }
+    return found if labelled else None
+
+
+def _picked(column: Any, rows: list[int]) -> list[Any]:
+    """Some values of a column."""
+    return [column[row].as_py() for row in rows]
 
 
 def _of_camera(column: Any, camera: str, path: str | os.PathLike[str]) -> list[int]:
@@ -196,6 +233,8 @@ class _Table:
         )
         self._size = file_size(path, _WHAT)
         try:
+            with open(path, "rb") as file:
+                self._columns = read_columns(file)
             self._file = parquet.ParquetFile(
                 os.fspath(path),
                 page_checksum_verification=True,
@@ -220,7 +259,7 @@ class _Table:
 
     def read(self, names: list[str], group: int) -> dict[str, Any]:
         """Columns of one row group by name."""
-        self._check(names)
+        self._check(names, group)
         try:
             table = self._file.read_row_group(group, columns=names, use_threads=False)
             table.validate(full=True)
@@ -236,12 +275,12 @@ class _Table:
         self, names: list[str], group: int, wanted: set[int]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Some rows of a row group; holds few of the others at a time, and stops at the last."""
-        self._check(names)
         count = self._rows[group] if group < self.num_groups else 0
         if max(wanted) >= count:
             problem = f"has {count} rows in row group {group}"
             expected = f"more than {max(wanted)}, as indexed"
             raise data_error(self._path, problem, expected, "index it again")
+        self._check(names, group)
         start, left = 0, set(wanted)
         try:
             batches = self._file.iter_batches(
@@ -261,10 +300,18 @@ class _Table:
             raise self._damaged(error) from error
         raise data_error(self._path, f"ends after {start} rows", "a complete table", FETCH_AGAIN)
 
-    def _check(self, names: list[str]) -> None:
+    def _check(self, names: list[str], group: int) -> None:
+        """Refuse a table without these columns, or with pages that claim too much of them."""
         if missing := [name for name in names if name not in self._names]:
             problem = f"has no column {missing[0]!r}"
             raise data_error(self._path, problem, _WHAT, "check that it is the right table")
+        try:
+            with open(self._path, "rb") as file:
+                for name, column in self._columns[group].items():
+                    if name in names:
+                        check_pages(file, column)
+        except self._errors as error:
+            raise self._damaged(error) from error
 
     def _damaged(self, error: BaseException) -> DataError:
         text = str(error).strip().split("\n")[0][:200]

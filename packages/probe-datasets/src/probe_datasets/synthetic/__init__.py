@@ -2,11 +2,12 @@
 
 from probe_datasets.synthetic.actions import ACTIONS, opposite
 from probe_datasets.synthetic.config import SHAPES, TEXTURES, WorldConfig
-from probe_datasets.synthetic.dataset import SyntheticWorld, WorldExample, instance_masks
+from probe_datasets.synthetic.dataset import SPEC, SyntheticWorld, WorldExample, instance_masks
 
 __all__ = [
     "ACTIONS",
     "SHAPES",
+    "SPEC",
     "TEXTURES",
     "SyntheticWorld",
     "WorldConfig",

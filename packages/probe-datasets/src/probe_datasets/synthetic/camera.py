@@ -6,7 +6,7 @@ Axes: T frames, p points. World and camera axes are OpenCV's: x right, y down, z
 from dataclasses import dataclass
 
 import numpy as np
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 
 from probe_datasets.synthetic.actions import about_axis
@@ -80,7 +80,8 @@ def project(
         poses: world to camera.
         camera: normalised intrinsics.
     """
-    seen = einsum(poses[..., :3], points, "T i j, p T j -> p T i") + poses[..., 3]
+    seen = rearrange(points, "p T j -> T p j") @ rearrange(poses[..., :3], "T i j -> T j i")
+    seen = rearrange(seen, "T p i -> p T i") + poses[..., 3]
     depth = seen[..., 2]
     ahead = np.maximum(np.abs(depth), 1e-6)[..., None]
     return seen[..., :2] / ahead * camera[:2] + camera[2:], depth

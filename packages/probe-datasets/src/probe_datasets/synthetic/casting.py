@@ -70,15 +70,15 @@ def cast_room(
     Works in units of tiles, so that a place is a tile's index but for rounding down. The walls are
     drawn in by `EDGE` tiles, so that rounding never leaves the block.
     """
-    num = np.array(scene.lit.shape[:3])
+    num = np.array(scene.lit.shape[1:])
     scale = (num - 2 * EDGE) / (scene.high - scene.low)
     columns, rows = ((part * scale[:, None, None]).astype(np.float32) for part in view.directions())
     centres = ((view.centres - scene.low) * scale + EDGE).astype(np.float32)[..., None, None]
     far, near = (num - EDGE).astype(np.float32) - centres[..., 0, 0], np.float32(EDGE) - centres
     far = far[..., None, None]
-    strides = (np.int32(num[1] * num[2]), np.int32(num[2]), np.int32(1))
+    strides = (np.float32(num[1] * num[2]), np.float32(num[2]), np.float32(1))
     shape = (len(view.poses), view.height, view.width)
-    depth, tile = np.empty(shape, np.float32), np.zeros(shape, np.int32)
+    depth, tile = np.empty(shape, np.float32), np.empty(shape, np.intp)
     # A few frames at a time stay in the cache.
     block = max(1, BLOCK // (view.height * view.width))
     for start in range(0, len(depth), block):
@@ -88,7 +88,8 @@ def cast_room(
         nearest = np.reciprocal(directions[2], out=depth[part])
         nearest *= far[part, 2]
         for axis in (0, 1):
-            inverse = np.reciprocal(directions[axis])
+            with np.errstate(divide="ignore"):
+                inverse = np.reciprocal(directions[axis])
             ahead = far[part, axis] * inverse
             inverse *= near[part, axis]
             np.maximum(ahead, inverse, out=ahead)
@@ -97,9 +98,11 @@ def cast_room(
             place = directions[axis]
             place *= nearest
             place += centres[part, axis]
-            index = place.astype(np.int32)
-            index *= stride
-            tile[part] += index
+            np.floor(place, out=place)
+            place *= stride
+        directions[0] += directions[1]
+        directions[0] += directions[2]
+        tile[part] = directions[0]
     return depth, tile
 
 
@@ -151,7 +154,7 @@ def screen_boxes(
     """Bounds xy, in pixels, of what can be seen of instances: the lesser and the greater corner.
 
     They are the common part of two: the projection of the box round what is in the room, and that
-    of an ellipsoid round the solid, by its dual conic.
+    of an ellipsoid round the solid, by its dual conic. A box has none that is closer.
 
     Reference: R. Hartley and A. Zisserman, Multiple View Geometry, 2nd edition, section 8.3.
 
@@ -170,19 +173,20 @@ def screen_boxes(
     # What is behind the glass is in front of the camera.
     places = corners[..., :2] / np.maximum(corners[..., 2:], 1e-3)
     low, high = places.min(0), places.max(0)
-    half, middle = ELLIPSOIDS[instances.kind.shape]
-    axes = instances.axes[member, frame]
-    centre = instances.centres[member, frame] + middle * axes[..., 1]
-    centre = (turn @ centre[..., None])[..., 0] + move
-    axes = turn @ axes * half
-    dual = centre[:, :, None] * centre[:, None] - axes @ axes.transpose(0, 2, 1)
-    cross, square, depth = dual[:, :2, 2], dual[:, (0, 1), (0, 1)], dual[:, 2, 2, None]
-    # Where the ellipsoid comes round the camera, it bounds nothing.
-    whole = depth > 1e-3
-    depth = np.where(whole, depth, 1)
-    root = np.sqrt(np.maximum(cross * cross - square * depth, 0))
-    low = np.where(whole, np.maximum(low, (cross - root) / depth), low)
-    high = np.where(whole, np.minimum(high, (cross + root) / depth), high)
+    if instances.kind.shape in ELLIPSOIDS:
+        half, middle = ELLIPSOIDS[instances.kind.shape]
+        axes = instances.axes[member, frame]
+        centre = instances.centres[member, frame] + middle * axes[..., 1]
+        centre = (turn @ centre[..., None])[..., 0] + move
+        axes = turn @ axes * half
+        dual = centre[:, :, None] * centre[:, None] - axes @ axes.transpose(0, 2, 1)
+        cross, square, depth = dual[:, :2, 2], dual[:, (0, 1), (0, 1)], dual[:, 2, 2, None]
+        # Where the ellipsoid comes round the camera, it bounds nothing.
+        whole = depth > 1e-3
+        depth = np.where(whole, depth, 1)
+        root = np.sqrt(np.maximum(cross * cross - square * depth, 0))
+        low = np.where(whole, np.maximum(low, (cross - root) / depth), low)
+        high = np.where(whole, np.minimum(high, (cross + root) / depth), high)
     focal, middle = view.camera[:2], view.camera[2:]
     size = np.array([view.width, view.height])
     return ((low * focal + middle) * size).T, ((high * focal + middle) * size).T
@@ -199,35 +203,36 @@ def cast(instances: Instances, view: View, depth: Float32[np.ndarray, " n"]) -> 
     spans = screen_spans(instances, view)
     frame, num_frames = spans.frame, len(view.poses)
     place = spans.instance * num_frames + frame
-    # How a ray depends on x and y of its pixel, in the solid's coordinates; its start; and what it
-    # takes to reach the glass.
+    # How a ray depends on x and y of its pixel, in the solid's coordinates, and its start there.
     turn = view.poses[..., :3].transpose(0, 2, 1)
-    table = np.concatenate(
+    rays = np.concatenate(
         [
-            (instances.inverses @ turn).reshape(-1, 9),
-            (instances.inverses @ (view.centres - instances.centres)[..., None]).reshape(-1, 3),
-            np.tile(turn[:, 2], (len(instances.member), 1)),
-            np.tile(-view.centres[:, 2:], (len(instances.member), 1)),
+            instances.inverses @ turn,
+            instances.inverses @ (view.centres - instances.centres)[..., None],
         ],
-        axis=1,
-    ).T.take(place, axis=1)
-    fx, fy, cx, cy = view.camera
-    x = ((spans.left + 0.5) / view.width - cx) / fx
-    y = ((spans.row + 0.5) / view.height - cy) / fy
-    lane = np.arange(LANES, dtype=np.float32)[:, None]
-    step = 1 / (fx * view.width)
-    direction = tuple(
-        lane * (right * step).astype(np.float32) + (right * x + down * y + ahead).astype(np.float32)
-        for right, down, ahead in (table[0:3], table[3:6], table[6:9], table[12:15])
+        axis=3,
     )
-    source = tuple(part.astype(np.float32) for part in table[9:12])
-    enter, leave = interval(instances.kind.shape, source, direction[:3])
-    glass = table[15].astype(np.float32) / direction[3]
-    at = np.maximum(enter, glass)
-    start = ((frame * view.height + spans.row) * view.width + spans.left).astype(np.int32)
-    pixel = np.arange(LANES, dtype=np.int32)[:, None] + start
+    rays = rays.astype(np.float32).reshape(-1, 12).T.take(place, axis=1)
+    fx, fy, cx, cy = view.camera
+    x = (((spans.left + 0.5) / view.width - cx) / fx).astype(np.float32)
+    y = (((spans.row + 0.5) / view.height - cy) / fy).astype(np.float32)
+    step = np.arange(LANES, dtype=np.float32)[:, None] * np.float32(1 / (fx * view.width))
+    direction = tuple(
+        step * right + (right * x + down * y + ahead)
+        for right, down, ahead in (rays[0:3], rays[4:7], rays[8:11])
+    )
+    source = (rays[3], rays[7], rays[11])
+    enter, leave = interval(instances.kind.shape, source, direction)
+    at = enter
+    if (instances.low[..., 2] <= 0).any():
+        # What it takes to reach the glass, where something comes through it.
+        right, down, ahead = turn[:, 2].astype(np.float32).T.take(frame, axis=1)
+        towards = step * right + (right * x + down * y + ahead)
+        at = np.maximum(enter, (-view.centres[:, 2]).astype(np.float32).take(frame) / towards)
+    start = (frame * view.height + spans.row) * view.width + spans.left
+    pixel = np.arange(LANES)[:, None] + start
     behind = depth.take(pixel, mode="clip")
-    inside = lane < (spans.right - spans.left).astype(np.float32)
+    inside = np.arange(LANES)[:, None] < spans.right - spans.left
     hit = np.flatnonzero((at < leave) & (at < behind) & inside)
     nearest, places = at.take(hit), pixel.take(hit)
     np.minimum.at(depth, places, nearest)
@@ -235,7 +240,7 @@ def cast(instances: Instances, view: View, depth: Float32[np.ndarray, " n"]) -> 
     hit, nearest = hit.take(won), nearest.take(won)
     span = hit % max(len(place), 1)
     local = tuple(
-        o.take(span) + nearest * d.take(hit) for o, d in zip(source, direction[:3], strict=True)
+        o.take(span) + nearest * d.take(hit) for o, d in zip(source, direction, strict=True)
     )
     return Hits(
         pixel=places.take(won), place=place.take(span), local=local, cut=enter.take(hit) < nearest

@@ -53,7 +53,7 @@ class WorldConfig:
             "frames_per_second": (0.1, 1000),
             "num_points": (0, 4096),
             "late_points": (0, 1),
-            "max_instances": (1, 255),
+            "max_instances": (1, 254),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

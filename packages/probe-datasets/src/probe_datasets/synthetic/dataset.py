@@ -10,10 +10,19 @@ from typing import ClassVar
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from probe_datasets.schema import Coverage, LabelledVideoExample
+from probe_datasets.clips import ClipConfig
+from probe_datasets.schema import (
+    BoxTrackExample,
+    Coverage,
+    DepthExample,
+    LabelledVideoExample,
+    PointTrackExample,
+    SegmentationExample,
+)
+from probe_datasets.spec import DatasetSpec
 from probe_datasets.synthetic.actions import ACTIONS
 from probe_datasets.synthetic.config import SHAPES, TEXTURES, WorldConfig
 from probe_datasets.synthetic.render import render
@@ -22,33 +31,33 @@ from probe_datasets.synthetic.truth import masks_and_boxes, tracks
 
 NUM_CLIPS = {"train": 12960, "validation": 1296, "test": 1296}
 DEFAULT = WorldConfig()
+SMALLEST_SIZE = 8
+
+SPEC = DatasetSpec(
+    name="synthetic",
+    summary="rendered solids that move in a room, with every label; nothing to download",
+    builder="probe_datasets.synthetic:SyntheticWorld",
+    task="all",
+    splits=tuple(NUM_CLIPS),
+    needs_root=False,
+    clip=ClipConfig(size=64),
+    expected=NUM_CLIPS,
+    labels=("action", "shape", "texture"),
+    num_classes={"action": len(ACTIONS), "shape": len(SHAPES), "texture": len(TEXTURES)},
+)
 
 
-class WorldExample(LabelledVideoExample):
-    """One clip of the synthetic world with everything that is known about it."""
+class WorldExample(
+    LabelledVideoExample, DepthExample, PointTrackExample, BoxTrackExample, SegmentationExample
+):
+    """One clip of the synthetic world with everything that is known about it.
 
-    depth: Float[Tensor, "T H W"]
-    """z-depth at pixel centres, in metres."""
-    depth_valid: Bool[Tensor, "T H W"]
-    """Whether the depth counts; it always does."""
-    poses: Float[Tensor, "T 3 4"]
-    """World-to-camera poses [R | t], OpenCV axes, metres."""
-    intrinsics: Float[Tensor, "4"]
-    """fx, fy, cx, cy by width and height."""
-    segments: UInt8[Tensor, "T H W"]
-    """0 for room and pillars, k for instance k - 1 of the boxes."""
-    boxes: Float[Tensor, "m T 4"]
-    """Boxes xyxy in [0, 1] round the visible pixels of instances, most visible first."""
-    boxes_valid: Bool[Tensor, "m T"]
-    """Whether an instance is visible; its box counts where it is."""
-    points: Float[Tensor, "p T 2"]
-    """Positions xy of tracked points, in [0, 1] where inside the image."""
-    points_visible: Bool[Tensor, "p T"]
-    """Whether a point can be seen."""
+    Everything but the boxes always counts. Boxes are round the visible pixels of instances, most
+    visible first; `segments` has k for instance k - 1 of them, and 0 for room and pillars.
+    """
+
     points_world: Float[Tensor, "p T 3"]
-    """The same points in the world, in metres, visible or not."""
-    query_frames: Int[Tensor, " p"]
-    """First frame in which each point is visible; it is queried there."""
+    """The tracked points in the world, in metres, visible or not."""
 
 
 class SyntheticWorld:
@@ -60,15 +69,14 @@ class SyntheticWorld:
 
     Args:
         split: `train`, `validation` or `test`; their clips differ for every seed.
-        num_frames: frames per clip.
-        stride: time steps between frames.
-        size: pixels of each side, or (height, width).
+        clip: frames of each clip and their size. A clip is generated from its first frame on and
+            is never too short, so `start` is "auto" or "first", and `short` has no effect.
         seed: seed of the whole data set.
         num_clips: clips in the split; the split's own number when None.
         config: how hard the world is.
 
     Raises:
-        ValueError: for an unknown split or a number out of range.
+        ValueError: for an unknown split, another start, or a number out of range.
     """
 
     classes: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -79,27 +87,27 @@ class SyntheticWorld:
 
     def __init__(
         self,
+        split: str = "train",
         *,
-        split: str,
-        num_frames: int = 17,
-        stride: int = 1,
-        size: int | tuple[int, int] = 64,
+        clip: ClipConfig = SPEC.clip,
         seed: int = 0,
         num_clips: int | None = None,
         config: WorldConfig = DEFAULT,
     ) -> None:
         if split not in NUM_CLIPS:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(NUM_CLIPS)}")
+            raise ValueError(f"split {split!r} must be one of {', '.join(NUM_CLIPS)}")
         self.num_clips = NUM_CLIPS[split] if num_clips is None else num_clips
-        numbers = {"num_frames": num_frames, "stride": stride, "num_clips": self.num_clips}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
-        self.height, self.width = (size, size) if isinstance(size, int) else size
-        if min(self.height, self.width) < 8:
-            raise ValueError(f"size {size} must be at least 8 pixels, or nothing can be seen")
-        self.split, self.seed, self.config = split, seed, config
-        self.num_frames, self.stride = num_frames, stride
+        if self.num_clips < 1:
+            raise ValueError(f"num_clips {self.num_clips} must be at least 1")
+        if clip.size < SMALLEST_SIZE:
+            raise ValueError(
+                f"size {clip.size} must be at least {SMALLEST_SIZE} pixels, or nothing can be seen"
+            )
+        if clip.start not in ("auto", "first"):
+            raise ValueError(
+                f"start {clip.start!r} must be auto or first; a generated clip has no other frames"
+            )
+        self.split, self.shown, self.seed, self.config = split, clip, seed, config
 
     def __len__(self) -> int:
         return self.num_clips
@@ -108,13 +116,12 @@ class SyntheticWorld:
     def fingerprint(self) -> str:
         """Hash of everything that decides the pixels and labels of this split."""
         identity = (
-            "synthetic/1",
+            "synthetic/2",
             self.split,
             self.num_clips,
-            self.num_frames,
-            self.stride,
-            self.height,
-            self.width,
+            self.shown.num_frames,
+            self.shown.stride,
+            self.shown.size,
             self.seed,
             astuple(self.config),
         )
@@ -128,7 +135,9 @@ class SyntheticWorld:
     @property
     def times(self) -> Float[np.ndarray, " T"]:
         """Seconds of each frame; the first is at 0."""
-        return np.arange(self.num_frames) * (self.stride / self.config.frames_per_second)
+        return np.arange(self.shown.num_frames) * (
+            self.shown.stride / self.config.frames_per_second
+        )
 
     def sample_id(self, index: int) -> str:
         """Name of a clip, unique over splits and seeds."""
@@ -159,10 +168,11 @@ class SyntheticWorld:
 
         Raises:
             IndexError: if `index` is outside the split.
-            ValueError: if more than 255 instances come into sight, in a very long clip.
+            ValueError: if more than 254 instances come into sight, in a very long clip.
         """
         scene, rng = self.scene(index)
-        frames = render(scene, self.times, height=self.height, width=self.width)
+        size, num_frames = self.shown.size, self.shown.num_frames
+        frames = render(scene, self.times, height=size, width=size)
         segments, boxes, boxes_valid = masks_and_boxes(frames, self.config.max_instances)
         followed = tracks(scene, frames, rng, self.config)
         return {
@@ -172,15 +182,26 @@ class SyntheticWorld:
             "depth": torch.from_numpy(frames.depth),
             "depth_valid": torch.ones(frames.depth.shape, dtype=torch.bool),
             "poses": _single(frames.view.poses),
-            "intrinsics": _single(frames.view.camera),
+            "poses_valid": torch.ones(num_frames, dtype=torch.bool),
+            "intrinsics": _single(np.tile(frames.view.camera, (num_frames, 1))),
             "segments": torch.from_numpy(segments),
             "boxes": torch.from_numpy(boxes),
             "boxes_valid": torch.from_numpy(boxes_valid),
             "points": _single(followed.image),
             "points_visible": torch.from_numpy(followed.visible),
+            "points_valid": torch.ones(len(followed.image), dtype=torch.bool),
             "points_world": _single(followed.world),
             "query_frames": torch.from_numpy(followed.query_frames),
         }
+
+    def clip(self, index: int, draw: int = 0) -> WorldExample:
+        """Renders one clip, which has no chance: every draw is the same.
+
+        Raises:
+            IndexError: if `index` is outside the split.
+            ValueError: if more than 254 instances come into sight, in a very long clip.
+        """
+        return self[index]
 
 
 def _single(numbers: Float[np.ndarray, "*n"]) -> Float[Tensor, "*n"]:

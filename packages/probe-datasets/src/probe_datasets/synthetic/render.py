@@ -60,14 +60,10 @@ def render(scene: Scene, times: Float[np.ndarray, " T"], *, height: int, width: 
     pillars, objects = cast(standing, view, flat), cast(moving, view, flat)
     shaded = shadowed(scene, view, depth, (moving, standing)) if scene.shadows else None
     video = np.empty((3, *depth.shape), np.float32)
-    lit, dark = scene.lit.reshape(-1, 4), scene.dark.reshape(-1, 4)
-    for t, tiles in enumerate(tile):
-        colours = lit.take(tiles, axis=0)
+    for channel in range(3):
+        scene.lit[channel].take(tile, out=video[channel], mode="clip")
         if shaded is not None:
-            gone = np.nonzero(shaded[t])
-            colours[gone] = dark.take(tiles[gone], axis=0)
-        for channel in range(3):
-            video[channel, t] = colours[..., channel]
+            video[channel][shaded] = scene.dark[channel].take(tile[shaded])
     # Objects last: they cover pixels of pillars that are farther.
     planes = video.reshape(3, -1)
     for instances, hits in ((standing, pillars), (moving, objects)):

@@ -79,9 +79,9 @@ class Scene:
     """Share of the light that comes from everywhere."""
     shadows: bool
     """Whether solids cast shadows."""
-    lit: Float32[np.ndarray, "x y z 4"]
+    lit: Float32[np.ndarray, "3 x y z"]
     """Colours of the room's surface under the lamp."""
-    dark: Float32[np.ndarray, "x y z 4"]
+    dark: Float32[np.ndarray, "3 x y z"]
     """The same in shadow."""
 
 

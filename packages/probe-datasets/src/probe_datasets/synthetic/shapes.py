@@ -29,7 +29,6 @@ EXTENTS = {shape: np.ones(3) for shape in SHAPES} | {"capsule": np.array([CAPSUL
 """Half of each side of the smallest box round a solid."""
 ELLIPSOIDS = {
     "sphere": (np.array([1.0, 1.0, 1.0]), 0.0),
-    "box": (np.full(3, 3**0.5), 0.0),
     "cylinder": (np.array([1.5**0.5, 3**0.5, 1.5**0.5]), 0.0),
     "cone": (np.array([1.125**0.5, 1.5, 1.125**0.5]), -0.5),
     "capsule": (np.array([0.62, 1.07, 0.62]), 0.0),

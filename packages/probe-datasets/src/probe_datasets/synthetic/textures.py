@@ -5,7 +5,6 @@ object is cut. Its class is a pattern; which two colours it mixes says nothing a
 """
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import Float, Float32
 
 from probe_datasets.synthetic.config import TEXTURES, WorldConfig
@@ -68,7 +67,7 @@ def tiled_room(
     lamp: Float[np.ndarray, " 3"],
     light: Float[np.ndarray, " 3"],
     config: WorldConfig,
-) -> tuple[Float32[np.ndarray, "x y z 4"], Float32[np.ndarray, "x y z 4"]]:
+) -> tuple[Float32[np.ndarray, "3 x y z"], Float32[np.ndarray, "3 x y z"]]:
     """Colours of the room's surface, a block of tiles of which only the outside is filled.
 
     Args:
@@ -80,11 +79,10 @@ def tiled_room(
         config: contrast of the tiles, and share of the light that comes from everywhere.
 
     Returns:
-        Colours of -1 to 1 with the lamp and, where there are shadows, without it; the fourth
-        number is not used.
+        Colours of -1 to 1 with the lamp and, where there are shadows, without it.
     """
     shape = tuple(int(n) for n in np.ceil((high - low) / TILE))
-    lit = np.empty((*shape, 4), np.float32)
+    lit = np.empty((3, *shape), np.float32)
     dark = np.empty_like(lit) if config.shadows else lit
     middles = [low[a] + (np.arange(n) + 0.5) / n * (high - low)[a] for a, n in enumerate(shape)]
     ambient, contrast = config.ambient, config.texture_contrast
@@ -102,11 +100,10 @@ def tiled_room(
         )
         lamplight = LAMP * depth / np.sqrt(distance2) * falloff(distance2)
         strength = ambient + (1 - ambient) * lamplight
-        where: list[slice | int] = [slice(None)] * 3
-        where[axis] = side
-        albedo = rearrange(tint * light, "c -> c 1 1") * shade
-        albedo += rearrange(base * light, "c -> c 1 1")
-        lit[(*where, slice(3))] = rearrange(to_pixels(albedo * strength), "c u v -> u v c")
+        where: list[slice | int] = [slice(None)] * 4
+        where[axis + 1] = side
+        albedo = (tint * light)[:, None, None] * shade + (base * light)[:, None, None]
+        lit[tuple(where)] = to_pixels(albedo * strength)
         if config.shadows:
-            dark[(*where, slice(3))] = rearrange(to_pixels(albedo * ambient), "c u v -> u v c")
+            dark[tuple(where)] = to_pixels(albedo * ambient)
     return lit, dark

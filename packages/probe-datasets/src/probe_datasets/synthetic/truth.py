@@ -6,20 +6,21 @@ Axes: T frames, H W pixels, m instances that have boxes, i instances, p points.
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from probe_datasets.synthetic.camera import project
 from probe_datasets.synthetic.config import WorldConfig
 from probe_datasets.synthetic.render import Frames
-from probe_datasets.synthetic.scene import Instances, Scene
+from probe_datasets.synthetic.scene import Scene
 from probe_datasets.synthetic.shapes import interval
 
 TRIES = 8
 """Pixels that are looked at for each point."""
 ON_OBJECTS = 0.75
 """Share of the points that are on objects, as far as enough pixels are."""
-MOST = 255
-"""Instances that can be told apart by a byte, beside the background."""
+MOST = 254
+"""Instances that a byte tells apart, beside the background and what is not known."""
 ROUNDING = 1e-5
 """Metres by which a place may seem to be on the wrong side of a wall or the glass."""
 BIAS = 1e-3
@@ -55,12 +56,12 @@ def masks_and_boxes(
         k - 1; zeros where nothing of it is visible, and whether something is.
 
     Raises:
-        ValueError: if more than 255 instances are visible.
+        ValueError: if more than 254 instances are visible.
     """
     num_frames, height, width = frames.depth.shape
     hits, num = frames.hits, len(frames.moving.member)
     counts = np.bincount(hits.place // num_frames, minlength=num)
-    rank = np.empty(num, np.int32)
+    rank = np.empty(num, np.intp)
     rank[np.argsort(-counts, kind="stable")] = np.arange(num)
     seen = int((counts > 0).sum())
     if seen > MOST:
@@ -76,7 +77,7 @@ def masks_and_boxes(
     line, x = np.divmod(pixel, width)
     t, y = np.divmod(line, height)
     place = place.take(within) * num_frames + t
-    edges = np.zeros((4, num_boxes * num_frames), np.int32)
+    edges = np.zeros((4, num_boxes * num_frames), np.intp)
     edges[:2] = max(height, width)
     np.minimum.at(edges[0], place, x)
     np.minimum.at(edges[1], place, y)
@@ -156,30 +157,22 @@ def in_sight(
         frames: the cast clip; its pixels are not used.
         world: positions in metres, of which those on a solid's far side are hidden by it.
     """
-    ray = world - frames.view.centres
-    ahead = (frames.view.poses[:, 2, :3] * ray).sum(-1) > 0
+    centres, poses = frames.view.centres, frames.view.poses
+    ray = np.ascontiguousarray(rearrange(world - centres, "p T c -> T c p"))
+    ahead = (poses[:, 2:, :3] @ ray)[:, 0] > 0
     hidden = np.zeros(ahead.shape, bool)
     # Rays reach the point at 1. What is before the glass hides nothing.
-    glass = -frames.view.centres[:, 2] / np.where(np.abs(ray[..., 2]) < 1e-9, 1e-9, ray[..., 2])
-    glass[ray[..., 2] <= 0] = np.inf
+    glass = -centres[:, 2:] / np.where(np.abs(ray[:, 2]) < 1e-9, 1e-9, ray[:, 2])
+    glass[ray[:, 2] <= 0] = np.inf
     for solids in (frames.moving, frames.standing):
         if len(solids.member):
-            enter, leave = rays_to(solids, frames.view.centres, ray)
+            origin = solids.inverses @ (centres - solids.centres)[..., None]
+            way = solids.inverses @ ray
+            enter, leave = interval(
+                solids.kind.shape,
+                (origin[:, :, 0], origin[:, :, 1], origin[:, :, 2]),
+                (way[:, :, 0], way[:, :, 1], way[:, :, 2]),
+            )
             enter = np.maximum(enter, glass)
             hidden |= ((enter < leave) & (enter < 1 - BIAS)).any(0)
-    return ahead & ~hidden
-
-
-def rays_to(
-    solids: Instances, centres: Float[np.ndarray, "T 3"], ray: Float[np.ndarray, "p T 3"]
-) -> tuple[Float[np.ndarray, "i p T"], Float[np.ndarray, "i p T"]]:
-    """Where rays from the camera enter and leave each of some solids."""
-    inverse = solids.inverses[:, None]
-    origin = (solids.inverses @ (centres - solids.centres)[..., None])[:, None, ..., 0]
-    direction = tuple(
-        inverse[..., row, 0] * ray[..., 0]
-        + inverse[..., row, 1] * ray[..., 1]
-        + inverse[..., row, 2] * ray[..., 2]
-        for row in range(3)
-    )
-    return interval(solids.kind.shape, (origin[..., 0], origin[..., 1], origin[..., 2]), direction)
+    return (ahead & ~hidden).T

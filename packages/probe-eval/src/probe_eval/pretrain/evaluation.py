@@ -17,7 +17,7 @@ from probe_eval.distributed import gather_items, share
 from probe_eval.harness import Row
 from probe_eval.metrics.frechet import FrechetState, frechet_distance
 from probe_eval.metrics.reconstruction import LpipsState, PsnrState, SsimState
-from probe_eval.pretrain.samples import clips_at_once, load_clips
+from probe_eval.pretrain.samples import clips_at_once, load_clips, read_clip
 from probe_eval.report.reconstructions import write_samples
 
 Network = Callable[..., Any]
@@ -96,7 +96,7 @@ def measure(
     features: Network | None = None,
 ) -> States:
     """States of all metrics on some clips, merged over all processes."""
-    size = clips_at_once(dataset[indices[0]]["video"].shape[1:])
+    size = clips_at_once(read_clip(dataset, indices[0])["video"].shape[1:])
     starts = range(0, len(indices), size)
     mine: list[States] = []
     for start in share(accelerator, starts):

@@ -5,7 +5,6 @@ Axes: n clips, k frames drawn from each, c channels, t h w latent grid, T H W pi
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from probe_eval import runs
 from probe_eval.config import DataConfig
 from probe_eval.distributed import gather_ordered, share
 from probe_eval.harness import Batch, stream
-from probe_eval.pretrain.samples import GIGABYTE, clips_at_once
+from probe_eval.pretrain.samples import GIGABYTE, clips_at_once, read_clip
 from probe_eval.progress import Tracker
 
 LATENTS_FILE = "latents.safetensors"
@@ -73,13 +72,13 @@ def encode_clips(
             return load_file(path)
         except SafetensorError:
             path.unlink()
-    size = clips_at_once(dataset[0]["video"].shape[1:])
+    size = clips_at_once(read_clip(dataset, 0)["video"].shape[1:])
     starts = range(0, len(dataset), size)
     done = []
     with Tracker(title, len(dataset)) as tracker:
         for start in share(accelerator, starts):
             indices = range(start, min(start + size, len(dataset)))
-            examples: list[Any] = [dataset[index] for index in indices]
+            examples = [read_clip(dataset, index) for index in indices]
             video = torch.stack([example["video"] for example in examples])
             video = video.to(accelerator.device)
             frames = [

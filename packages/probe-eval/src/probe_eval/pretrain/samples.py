@@ -6,6 +6,7 @@ Axes: T H W pixels.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,13 +17,14 @@ from torch.utils.data import Dataset
 from probe_datasets import (
     ClipDataset,
     FolderDataset,
-    centre_crop,
+    central_window,
+    crop_resize_bytes,
     read_frames,
-    resize_short_side,
     scan_video,
     to_float,
 )
 from probe_eval.config import DataConfig
+from probe_eval.data import clip_config
 from probe_eval.harness import Batch, stream
 from probe_eval.progress import track
 
@@ -42,7 +44,7 @@ class Stretches(Dataset[Batch]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Batch:
-        video = self.dataset[index]["video"]
+        video = read_clip(self.dataset, index)["video"]
         generator = stream(self.seed, "stretch", index)
         last = video.shape[1] - self.num_frames
         start = int(torch.randint(last + 1, (1,), generator=generator))
@@ -98,9 +100,7 @@ def open_videos(config: DataConfig, folder: str, split: str) -> FolderDataset:
     return FolderDataset(
         folder,
         split,
-        num_frames=config.num_frames,
-        stride=config.stride,
-        size=config.size,
+        clip=clip_config(config),
         seed=config.seed,
         on_error=config.on_error,
     )
@@ -112,7 +112,7 @@ def load_frames(dataset: FolderDataset, memory_gb: float) -> list[UInt8[Tensor, 
     Raises:
         ValueError: if they need more memory than `memory_gb`; nothing has been decoded then.
     """
-    size = dataset.size
+    size = dataset.config.size
     paths = [dataset.root / dataset.sample_id(index) for index in range(len(dataset))]
     lengths = [scan_video(path, verify=False).num_frames for path in paths]
     needed = sum(lengths) * 3 * size * size / GIGABYTE
@@ -132,17 +132,29 @@ def load_frames(dataset: FolderDataset, memory_gb: float) -> list[UInt8[Tensor, 
 
 def small_frames(path: Path, length: int, size: int) -> UInt8[Tensor, "T 3 H W"]:
     """All frames of a video, scaled and cropped to a square; bounded in memory."""
-    parts = [
-        centre_crop(resize_short_side(read_frames(path, indices), size), size).contiguous()
-        for start in range(0, length, FRAMES_AT_ONCE)
-        for indices in [range(start, min(start + FRAMES_AT_ONCE, length))]
-    ]
+    parts = []
+    for start in range(0, length, FRAMES_AT_ONCE):
+        frames = read_frames(path, range(start, min(start + FRAMES_AT_ONCE, length)))
+        window = central_window(*frames.shape[-2:])
+        parts.append(crop_resize_bytes(frames, window, size).contiguous())
     return torch.cat(parts)
 
 
 def load_clips(dataset: ClipDataset, indices: Sequence[int]) -> Float[Tensor, "b 3 T H W"]:
     """A batch of clips."""
-    return torch.stack([dataset[index]["video"] for index in indices])
+    return torch.stack([read_clip(dataset, index)["video"] for index in indices])
+
+
+def read_clip(dataset: ClipDataset, index: int) -> Any:
+    """One clip, each of which counts in pretraining.
+
+    Raises:
+        ValueError: it cannot be read, even where the data set only says so.
+    """
+    example = dataset[index]
+    if "video" not in example:
+        raise ValueError(f"{example['problem']}; pretraining needs every clip: remove it")
+    return example
 
 
 def clips_at_once(shape: Sequence[int]) -> int:

@@ -38,6 +38,7 @@ from probe_eval.pretrain.samples import (
     load_frames,
     number_of_shares,
     open_videos,
+    read_clip,
 )
 from probe_eval.report.curves import draw_curves, merge_rows, write_csv
 from probe_readouts import weights_hash
@@ -236,7 +237,7 @@ def measure_statistics(
     if tokenizer.config.quantizer != "none":
         return
     number = min(len(dataset), STATISTICS_CLIPS)
-    size = clips_at_once(dataset[0]["video"].shape[1:])
+    size = clips_at_once(read_clip(dataset, 0)["video"].shape[1:])
     tokenizer.fit_latent_statistics(
         load_clips(dataset, range(start, min(start + size, number))).to(accelerator.device)
         for start in range(0, number, size)
