@@ -86,7 +86,7 @@ def gather(split: str, num_clips: int) -> dict[str, Tensor]:
             "frame": bytes_of(video[len(video) // 2]),
             "small": bytes_of(small),
             "histogram": histogram(clip["video"]),
-            "depth": clip["depth"][::EVERY, ::EVERY, ::EVERY],
+            "depth": clip["depth"][::EVERY, ::EVERY, ::EVERY].clone(),
             "pose": (poses[-1] @ torch.linalg.inv(poses[0]))[:3].float(),
             "static masks": static_masks(clip["segments"]),
             **{name: torch.tensor(clip["labels"][name]) for name in LABELS},

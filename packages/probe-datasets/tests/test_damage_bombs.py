@@ -164,5 +164,9 @@ def test_pages_that_claim_to_be_large(tmp_path: Path):
         damaged = bytearray(content)
         assert damaged[start + 2] < 128  # the last byte of a length
         damaged[start + 2] = 127
-        with pytest.raises(ValueError, match="a page at byte 4"):
-            check_pages(io.BytesIO(damaged), column)
+        (tmp_path / "damaged").write_bytes(damaged)
+        with (
+            open(tmp_path / "damaged", "rb") as file,
+            pytest.raises(ValueError, match="a page at byte 4"),
+        ):
+            check_pages(file, column)

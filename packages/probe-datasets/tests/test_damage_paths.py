@@ -11,15 +11,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
-from probe_datasets.formats import davis, imagenet, inat2018, kinetics, perception_test, places365
+from probe_datasets.formats import (
+    davis,
+    imagenet,
+    inat2018,
+    kinetics,
+    perception_test,
+    places365,
+    scannet,
+    ssv2,
+    tapvid,
+)
 from probe_datasets.formats import realestate10k_frames as re10k
-from probe_datasets.formats import scannet, ssv2, tapvid
 from probe_datasets.formats.files import DataError, safe_path
 from probe_datasets.formats.movi_e_files import find_movi_e
 from probe_datasets.formats.realestate10k import ClipPoses
+from probe_datasets.formats.waymo import open_v1
+from probe_datasets.formats.waymo_v2 import open_v2
 
 BAD = ("../x", "/etc/passwd", "a/../../x", "..", "x\0y", "..\\x")
 HERE = Path(__file__).parent
@@ -35,16 +48,12 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def places(folder: Path, name: str) -> Any:
-    return places365.read_list(write(folder / "list.txt", f"{name} 3\n"))
-
-
-def places_with_slash(folder: Path, name: str) -> Any:
+def places(folder: Path, name: str) -> Any:  # whose lists begin a path with a slash
     return places365.read_list(write(folder / "list.txt", f"/{name} 3\n"))
 
 
 def places_test(folder: Path, name: str) -> Any:
-    return places365.read_list(write(folder / "list.txt", f"{name}\n"), labelled=False)
+    return places365.read_list(write(folder / "list.txt", f"/{name}\n"), labelled=False)
 
 
 def species(folder: Path, name: str) -> Any:
@@ -65,10 +74,6 @@ def kaggle(folder: Path, name: str) -> Any:
 
 def ssv2_clips(folder: Path, name: str) -> Any:
     return ssv2.read_clips(write(folder / "a.json", [{"id": name}]), ("a",))
-
-
-def ssv2_video(folder: Path, name: str) -> Any:
-    return ssv2.find_video(folder, name)
 
 
 def tracked_video(folder: Path, name: str) -> Any:
@@ -105,7 +110,7 @@ def scannet_export(folder: Path, name: str) -> Any:
 
 
 def chunk_index(folder: Path, name: str) -> Any:
-    write(folder / "train/index.json", {"a" * 16: f"{name}.torch"})
+    write(folder / "train/index.json", {"a" * 16: f"{name}/x.torch"})
     return re10k.read_chunk_index(folder, "train")
 
 
@@ -146,6 +151,20 @@ def pickled_name(folder: Path, name: str) -> Any:
     return tapvid.convert_pickle(folder / "a.pkl", folder / "inside" / "out")
 
 
+def waymo_record(folder: Path, name: str) -> Any:
+    made = writers("waymo")
+    path = made.WRITE.write_tfrecord(folder / "a", [made.frame(made.TIMES[0], context=name)])
+    return open_v1(path).frames([0])
+
+
+def waymo_table(folder: Path, name: str) -> Any:
+    path = writers("waymo").write_v2(folder)["camera_image"]
+    table = parquet.read_table(path)
+    contexts = pa.array([name] * len(table))
+    parquet.write_table(table.set_column(0, "key.segment_context_name", contexts), path)
+    return open_v2(path, None)
+
+
 def archived_name(folder: Path, name: str) -> Any:
     np.savez(folder / "a.npz", **writers("tapvid").entry())
     with zipfile.ZipFile(folder / "a.npz", "a") as archive:
@@ -154,10 +173,11 @@ def archived_name(folder: Path, name: str) -> Any:
 
 
 READERS = (
-    *(places, places_with_slash, places_test, species, kinetics_table, kaggle, ssv2_clips),
-    *(ssv2_video, tracked_video, davis_list, davis_frames, davis_sequence, scannet_list),
+    *(places, places_test, species, kinetics_table, kaggle, ssv2_clips),
+    *(tracked_video, davis_list, davis_frames, davis_sequence, scannet_list),
     *(scannet_scene, scannet_export, chunk_index, chunk_clip, chunk_member, clip_frames),
     *(clip_split, movi_config, pickled_name, archived_name),
+    *(waymo_record, waymo_table),
 )
 
 
@@ -181,12 +201,12 @@ def link(target: Path, name: Path) -> None:
 
 
 LINKS = {
-    "SSv2": ("78687.webm", lambda r: ssv2.find_video(r, "78687")),
+    "SSv2": ("78687.webm", ssv2.find_videos),
     "ScanNet": ("scans/scene0000_00", lambda r: scannet.find_sens(r, "scene0000_00")),
     "ScanNet export": ("scans/scene0000_00", lambda r: scannet.find_exported(r, "scene0000_00")),
     "DAVIS": ("JPEGImages/480p/bear", lambda r: davis.find_sequence(r, "bear")),
     "RE10K": ("train/" + "a" * 16, lambda r: clip_frames(r, "a" * 16)),
-    "RE10K chunk": ("train/x.torch", lambda r: chunk_index(r, "x")),
+    "RE10K chunk": ("train/x.torch", lambda r: chunk_index(r, ".")),
     "iNaturalist": ("train_val2018/a.jpg", lambda r: safe_path(r, "train_val2018/a.jpg")),
 }
 
@@ -198,6 +218,6 @@ def test_a_link_that_leaves_the_root_is_refused(tmp_path: Path, kind: str):
     outside.mkdir()
     for file in ("scene0000_00.sens", "00000.jpg", "1.png"):
         (outside / file).touch()
-    link(outside, root / name)
+    link(outside / "1.png" if kind == "SSv2" else outside, root / name)
     with pytest.raises(DataError, match="a link that leaves"):
         read(root)

@@ -97,7 +97,7 @@ def test_json_and_bounds(tmp_path: Path):
 def test_numbers():
     assert whole_number(" -12 ", "f", 1, "n") == -12
     assert real_number("-inf", "f", 1, "n") == float("-inf")
-    for text in ("1.5", "", "1" * 19, "\u0663", "1_000", "0x1"):
+    for text in ("1.5", "", "1" * 19, "\u0663", "1_000", "0x1", "\x1c46"):
         with pytest.raises(DataError, match="line 7"):
             whole_number(text, "f", 7, "n")
     with pytest.raises(DataError, match="line 7"):

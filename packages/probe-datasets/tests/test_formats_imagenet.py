@@ -99,3 +99,13 @@ def test_the_real_ids(shared: Path, tmp_path: Path):
     (tmp_path / "short.txt").write_text("n01440764\n")
     with pytest.raises(DataError, match="holds 1 ids"):
         read_validation_wnids(tmp_path / "short.txt")
+
+
+def test_each_class_comes_as_often_as_any(tmp_path: Path):
+    path = tmp_path / "truth.txt"
+    numbers = [i % 1000 + 1 for i in range(50_000)]
+    path.write_text("\n".join(map(str, numbers)))
+    assert len(read_ground_truth(path, WNIDS)) == 50_000
+    path.write_text("\n".join(map(str, numbers))[:-1])  # 1000 becomes 100
+    with pytest.raises(DataError, match="50 pictures of each class"):
+        read_ground_truth(path, WNIDS)

@@ -88,7 +88,7 @@ def test_every_layout_is_found_by_id(tmp_path: Path, table: Path, folders: tuple
     first = f"{folders[0]}/-dash567890_000012_000022.mp4".lstrip("/")
     second = f"{folders[1]}/under_score.webm".lstrip("/")
     touch(root, first, second, f"{folders[0]}/short.mp4".lstrip("/"), "val/abcdefghijk.mp4.txt")
-    assert find_clips(root, "train", read_table(table)) == [first, second, None, None]
+    assert find_clips(root, "train", read_table(table)).paths == [first, second, None, None]
 
 
 def test_replacements_and_times_decide_between_files(tmp_path: Path, table: Path):
@@ -100,7 +100,8 @@ def test_replacements_and_times_decide_between_files(tmp_path: Path, table: Path
     touch(root, "train/abcdefghijk_000006_000016.mp4", "train/not_on_disk_640x360.mp4")
     found = find_clips(root, "train", read_table(table))
     expected = ["train/b/-dash567890_000012_000022.mp4", replaced, None]
-    assert found == [*expected, "train/not_on_disk_640x360.mp4"]
+    assert found.paths == [*expected, "train/not_on_disk_640x360.mp4"]
+    assert found.elsewhere.tolist() == [False, False, True, False]
 
 
 def test_clips_of_one_video_keep_their_files(tmp_path: Path):
@@ -109,7 +110,7 @@ def test_clips_of_one_video_keep_their_files(tmp_path: Path):
     table = read_table(tmp_path / "train.csv")
     second = "train/abcdefghijk_000010_000020.mp4"
     touch(tmp_path, "train/abcdefghijk.mp4", second, "replacement/abcdefghijk.mp4")
-    assert find_clips(tmp_path, "train", table) == [None, second]
+    assert find_clips(tmp_path, "train", table).paths == [None, second]
 
 
 def test_tables_are_found_under_their_published_names(tmp_path: Path):
@@ -127,7 +128,7 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path, table: Path):
         find_clips(tmp_path / "none", "val", rows)
     touch(tmp_path, "validation/abcdefghijk.mp4")
     expected = [None, None, "validation/abcdefghijk.mp4", None]
-    assert find_clips(tmp_path, "val", rows) == expected
+    assert find_clips(tmp_path, "val", rows).paths == expected
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -169,4 +170,4 @@ def test_the_label_maps(shared: Path, tmp_path: Path):
     (tmp_path / "val.csv").write_text(HEADER + "arm wrestling,SOX5yA1l24A,1,11,val,0\n")
     table = read_table(tmp_path / "val.csv", classes=names)
     assert table.labels.tolist() == [6]
-    assert find_clips(shared / "kinetics", "val", table) == ["SOX5yA1l24A.mp4"]
+    assert find_clips(shared / "kinetics", "val", table).paths == ["SOX5yA1l24A.mp4"]

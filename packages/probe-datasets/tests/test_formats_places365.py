@@ -88,3 +88,13 @@ def test_the_official_categories(shared: Path, tmp_path: Path):
         read_categories(tmp_path / "categories.txt")
     folders = [name[3:].replace("/", "-") for name in names]
     assert list(folder_classes(names, folders, "").values()) == list(range(NUM_CLASSES))
+
+
+def test_a_folder_of_the_train_list_has_one_class(tmp_path: Path):
+    path = tmp_path / "train.txt"
+    lines = "/a/airfield/1.jpg 0\n/z/zen_garden/1.jpg 364\n/z/zen_garden/2.jpg 36"
+    path.write_text(lines + "4")
+    assert read_list(path)[1].tolist() == [0, 364, 364]
+    path.write_text(lines)  # cut within its last class
+    with pytest.raises(DataError, match="class 36 in line 3 for a folder of class 364"):
+        read_list(path)

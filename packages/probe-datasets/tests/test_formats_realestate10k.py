@@ -91,6 +91,28 @@ def test_damaged_pose_files_are_refused(tmp_path: Path, old: str, new: str, mess
         read_pose_file(tmp_path / "clip.txt")
 
 
+def test_a_cut_within_the_last_number_is_refused(tmp_path: Path):
+    text, path = pose_text(), tmp_path / "clip.txt"
+    path.write_text(text.rstrip("\n"))
+    assert len(read_pose_file(path)) == 4
+    for lost in range(2, 10):
+        path.write_text(text[:-lost])
+        with pytest.raises(DataError, match="cut short within its last number"):
+            read_pose_file(path)
+
+
+def test_a_chunk_is_compared_with_its_checksums(tmp_path: Path):
+    """PyTorch's reader passes over them, and would give other poses."""
+    path = tmp_path / "a.torch"
+    torch.save([chunk_entry()], path)
+    content = bytearray(path.read_bytes())
+    start = content.index(np.float32(row(1)[6:]).tobytes())
+    content[start + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="does not match its checksum"):
+        read_chunk(path)
+
+
 def test_a_pose_file_without_frames(tmp_path: Path):
     (tmp_path / "clip.txt").write_text(URL + "\n")
     with pytest.raises(DataError, match="holds no frames"):

@@ -303,6 +303,24 @@ def test_v2_damage_under_page_checksums_is_always_found(tmp_path: Path):
     assert refused > 100
 
 
+def test_v1_damaged_times_put_no_frame_out_of_place(tmp_path: Path):
+    """No checksum covers the beginning of a record alone, which is what indexing reads."""
+    path = write_v1(tmp_path / "segment.tfrecord", list(range(7)))
+    content, index = path.read_bytes(), open_v1(path).index.tolist()
+    coded = WRITE.field(2, TIMES[3])
+    start = content.index(coded) + 1
+    refused = 0
+    for bit in range(8 * (len(coded) - 1)):
+        damaged = bytearray(content)
+        damaged[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert open_v1(path).index.tolist() == index
+        except DataError:
+            refused += 1
+    assert refused > 20
+
+
 @pytest.mark.parametrize("name", ["camera_image", "camera_box"])
 @pytest.mark.parametrize("codec", ["snappy", "none"])
 def test_v2_random_damage_is_refused_or_read(tmp_path: Path, name: str, codec: str):

@@ -153,8 +153,10 @@ def test_a_table_from_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFac
     dataset = Kinetics700(root, "train", clip=SMALL, annotations=folder / "train.csv", workers=1)
     assert ids(dataset) == [stem(rows[0])]
     assert dataset.classes["action"] == ("knitting", "yoga", "zumba")
-    # The file of the other row shows another part of that video.
-    assert dataset.coverage.missing == 1
+    ((name, why),) = dataset.coverage.reasons
+    assert name == stem(rows[1])
+    assert why == "there is no file of these seconds, though there is one of the video"
+    assert (dataset.coverage.missing, dataset.coverage.failed) == (1, 0)
     write_tables(folder, {"val": [("abseiling", "abcdefghijk", 0)]})
     dataset = Kinetics700(root, "train", clip=SMALL, annotations=folder / "train.csv", workers=1)
     assert dataset.classes["action"] == ("abseiling", "yoga", "zumba")

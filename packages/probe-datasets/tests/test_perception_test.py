@@ -15,7 +15,6 @@ import torch
 from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.files import DataError
 from probe_datasets.perception_test import SPEC, PerceptionTest
-from probe_datasets.point_tracks import query_tracks
 from probe_datasets.transforms import to_float
 from probe_datasets.video_io import read_frames
 
@@ -151,14 +150,6 @@ def test_of_many_tracks_the_first_are_taken(root: Path):
     assert open_videos(root, num_points=1)[0]["points"].shape == (1, 5, 2)
     with pytest.raises(ValueError, match="num_points 0"):
         open_videos(root, num_points=0)
-
-
-def test_queries_of_nothing_at_all():
-    points, visible = torch.rand(3, 4, 2), torch.zeros(3, 4, dtype=torch.bool)
-    xy, seen, valid, queries = query_tracks(points, visible, 2)
-    assert not any(part.any() for part in (xy, seen, valid, queries))
-    with pytest.raises(ValueError, match="num_points 0"):
-        query_tracks(points, visible, 0)
 
 
 @pytest.mark.parametrize("folder", ["valid_videos", "point_tracking_valid_videos/videos", "."])

@@ -85,7 +85,8 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 def chunk_entry(clip: str, count: int = NUM_FRAMES) -> dict[str, object]:
     rows = [[*CAMERA, 0, 0, *world_to_camera(i).ravel()] for i in range(count)]
-    pictures = [bytearray(encoded(draw(i))) for i in range(count)]
+    green = np.uint8([0, 10 * (ord(clip[0]) % 8), 0])  # so that no two clips are the same
+    pictures = [bytearray(encoded(draw(i) + green)) for i in range(count)]
     return {
         "key": clip,
         "url": "",
@@ -159,7 +160,7 @@ def test_training_starts_anywhere_and_evaluation_at_the_first_row(tmp_path: Path
     write(tmp_path, layout, "train")
     data = RealEstate10K(tmp_path, "train", clip=CLIP)
     k = index_of(data)
-    clips = [data.clip(k, draw) for draw in range(25)]
+    clips = [data.clip(k, draw) for draw in range(20)]
     assert {numbers(clip)[0] for clip in clips} == set(range(NUM_FRAMES - 3))
     for clip in clips:
         first = numbers(clip)[0]
@@ -198,14 +199,14 @@ def test_what_is_missing_and_what_is_bad(tmp_path: Path):
     root = tmp_path / "data"
     folder = root / "RealEstate10K" / "test"
     names = [f"{k:016x}" for k in range(7)]
-    write_video(root / "test" / f"{VIDEO}.mp4", [draw(i) for i in range(NUM_FRAMES)])
-    write_poses(folder / f"{names[0]}.txt", times(first=0))
+    write_video(root / "test" / f"{VIDEO}.mp4", [draw(i) for i in range(NUM_FRAMES + 1)])
+    write_poses(folder / f"{names[0]}.txt", times(first=1))
     write_poses(folder / f"{names[1]}.txt", times(), video="another_one")  # its video is not there
-    write_poses(folder / f"{names[2]}.txt", times(first=0, count=3))  # too short
+    write_poses(folder / f"{names[2]}.txt", times(first=1, count=3))  # too short
     write_poses(folder / f"{names[3]}.txt", times(first=900))  # beyond the video's end
     (folder / f"{names[4]}.txt").write_text(f"https://youtu.be/{VIDEO}\n1 2 3\n")
     (folder / f"{names[5]}.txt").write_text("")
-    write_poses(folder / f"{names[6]}.txt", times(first=0))
+    write_poses(folder / f"{names[6]}.txt", times(first=1))
     os.symlink(tmp_path, root / "test" / names[6])
     data = RealEstate10K(root, "test", clip=CLIP, on_error="skip")
     assert [data.sample_id(i) for i in range(len(data))] == [names[0]]
@@ -281,7 +282,7 @@ def test_views_of_one_tensor_are_found_in_a_chunk(tmp_path: Path):
     (places,) = chunk_places(tmp_path / "a.torch")
     content = (tmp_path / "a.torch").read_bytes()
     for i, offset in enumerate(places.offsets):
-        assert content[offset : offset + lengths[i]] == encoded(draw(i))
+        assert content[offset : offset + lengths[i]] == entry["images"][i].numpy().tobytes()
     entry["cameras"] = entry["cameras"].T.contiguous().T
     torch.save([entry], tmp_path / "a.torch")
     with pytest.raises(DataError, match="contiguous"):
@@ -368,24 +369,22 @@ def real_clips(
 def test_examples_obey_epipolar_geometry(real_clips: dict[str, Callable[[], dict]], clip: str):
     """Matches between frames lie within a pixel of where poses and intrinsics put them."""
     example = real_clips[clip]()
-    frames = (example["video"][:, :4].double().mean(0).numpy() + 1) * 127.5
+    frames = (example["video"][:, :2].double().mean(0).numpy() + 1) * 127.5
     size = frames.shape[-1]
     fx, fy, cx, cy = (example["intrinsics"][0].double() * size).tolist()
     camera = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    right = []
-    for i in (0, 2):
-        matches = []
-        for y, x in EPIPOLAR.corners(frames[i], 40):
-            there = EPIPOLAR.match(frames[i], frames[i + 1], y, x)
-            places = there and (round(there[0]), round(there[1]))
-            back = there and EPIPOLAR.match(frames[i + 1], frames[i], *places)
-            if there and back and np.hypot(back[0] - y, back[1] - x) < 1.5:
-                matches.append((x + 0.5, y + 0.5, there[1] + 0.5, there[0] + 0.5))
-        points = np.array(matches)
-        assert len(points) >= 8
-        motion = relative_pose(*(example["poses"][k].numpy() for k in (i, i + 1)))
-        right.extend(EPIPOLAR.sampson(points[:, :2], points[:, 2:], camera, motion))
-    assert np.median(right) < 1
+    matches = []
+    for y, x in EPIPOLAR.corners(frames[0], 40):
+        there = EPIPOLAR.match(frames[0], frames[1], y, x)
+        places = there and (round(there[0]), round(there[1]))
+        back = there and EPIPOLAR.match(frames[1], frames[0], *places)
+        if there and back and np.hypot(back[0] - y, back[1] - x) < 1.5:
+            matches.append((x + 0.5, y + 0.5, there[1] + 0.5, there[0] + 0.5))
+    points = np.array(matches)
+    assert len(points) >= 8
+    motion = relative_pose(example["poses"][0].numpy(), example["poses"][1].numpy())
+    error = EPIPOLAR.sampson(points[:, :2], points[:, 2:], camera, motion)
+    assert np.median(error) < 1
 
 
 def test_real_clips_keep_their_colours(real_clips: dict[str, Callable[[], dict]], shared: Path):

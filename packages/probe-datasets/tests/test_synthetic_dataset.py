@@ -1,7 +1,9 @@
 """The synthetic world as a data set: one function of (seed, split, index)."""
 
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -100,6 +102,17 @@ def test_pictures_need_not_be_square(height: int, width: int) -> None:
         assert frames.depth.shape == (2, height, width)
         focal = frames.view.camera[:2] * [width, height]
         assert focal[0] == pytest.approx(focal[1])
+
+
+def test_a_camera_may_look_straight_along_the_room() -> None:
+    """Then the rays of the middle row and column meet two or four of the walls nowhere."""
+    dataset = world(config=WorldConfig(num_occluders=0))
+    scene, _ = dataset.scene(1)
+    camera = replace(scene.camera, angles=np.zeros(3), turn=np.zeros(3))
+    frames = render(replace(scene, camera=camera), dataset.times[:1], height=9, width=9)
+    assert np.isfinite(frames.video).all()
+    far = scene.high[2] - frames.view.centres[0, 2]
+    assert frames.depth.max() == pytest.approx(far, rel=5e-3)
 
 
 def test_a_long_clip_never_runs_dry() -> None:

@@ -129,7 +129,7 @@ def test_the_converter(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([entry(), entry(1)]))
     assert main(["a.pkl", "out"]) == 0
     said = capsys.readouterr()
-    assert said.out == "2 videos are in out\n"
+    assert said.out == "archives written to out: 2\n"
     assert said.err == "\r1/2 videos\r2/2 videos\n"
     assert len(open_videos(tmp_path / "out")) == 2
     for content in (pickle.dumps([entry(), Runs()]), b"", b"\x80\x04."):
@@ -146,7 +146,7 @@ def test_the_converter_as_a_program(tmp_path: Path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([entry()]))
     command = [sys.executable, "-W", "error", "-m", "probe_datasets.tapvid", "a.pkl", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "1 videos are in out\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "archives written to out: 1\n"), done.stderr
     assert (tmp_path / "out" / "video_00000.npz").is_file()
 
 

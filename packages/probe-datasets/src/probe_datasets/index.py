@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -150,7 +151,7 @@ class Index:
         digest = hashlib.sha256(json.dumps(self._facts["classes"]).encode())
         columns = ["sample_id", "size", *self._facts["listed"]]
         for batch in self._batches:
-            kept = batch.filter(batch["problem"].is_null()).select(columns)
+            kept = batch.select(columns).filter(batch["problem"].is_null())
             digest.update(repr([tuple(row.values()) for row in kept.to_pylist()]).encode())
         return digest.hexdigest()
 
@@ -163,10 +164,15 @@ class Index:
         k = int(np.searchsorted(self._ends, number, side="right")) - 1
         return _plain(self._batches[k].slice(number - int(self._ends[k]), 1).to_pylist()[0])
 
-    def rows(self) -> Iterator[Row]:
-        """All rows in turn."""
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """All rows in turn.
+
+        Args:
+            columns: names of the columns that are wanted; all of them where it is None.
+        """
         for batch in self._batches:
-            yield from map(_plain, batch.to_pylist())
+            wanted = batch if columns is None else batch.select(columns)
+            yield from map(_plain, wanted.to_pylist())
 
     def column(self, name: str) -> pa.ChunkedArray:
         """All values of one column.
@@ -261,36 +267,42 @@ def _build(request: IndexRequest, listing: Listing, path: Path, signature: str) 
         progress=request.progress,
         total=listing.total,
     )
-    names = _Names(request.root)
+    keys = array("Q")
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     os.close(handle)
     try:
         with pa.OSFile(draft, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             while batch := list(islice(rows, _BATCH)):
                 for row in batch:
-                    row["sample_id"] = names.add(row["sample_id"])
+                    row["sample_id"] = os.fsencode(row["sample_id"])
+                    keys.append(_key(row["sample_id"]))
                     row["path"] = None if row["path"] is None else os.fsencode(row["path"])
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+        _check_names(draft, keys, request.root)
         os.replace(draft, path)
     except BaseException:
         os.unlink(draft)
         raise
 
 
-class _Names:
-    """Names that must differ, at eight bytes each."""
+def _key(name: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.seen = root, set[int]()
 
-    def add(self, name: str) -> bytes:
-        encoded = os.fsencode(name)
-        key = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
-        if key in self.seen:
-            problem = f"holds two samples named {name[:80]!r}"
-            raise data_error(self.root, problem, "one of each name", "remove or rename one")
-        self.seen.add(key)
-        return encoded
+def _check_names(draft: str, keys: array, root: Path) -> None:
+    """Refuses two samples of one name, at eight bytes a name."""
+    ordered = np.sort(np.frombuffer(keys, np.uint64))
+    twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if not twice:
+        return
+    reader, seen = pa.ipc.open_file(pa.memory_map(draft)), set[bytes]()
+    for k in range(reader.num_record_batches):
+        for name in reader.get_batch(k)["sample_id"].to_pylist():
+            if name in seen:
+                problem = f"holds two samples named {os.fsdecode(name)[:80]!r}"
+                raise data_error(root, problem, "one of each name", "remove or rename one")
+            if _key(name) in twice:
+                seen.add(name)
 
 
 def _earlier(path: Path, request: IndexRequest) -> Known | None:
@@ -306,7 +318,7 @@ def _earlier(path: Path, request: IndexRequest) -> Known | None:
     name = "path" if many else "sample_id"
     same = ("path", "size", "changed", *request.listed.names)
     first: dict[str, int] = {}
-    for number, row in enumerate(index.rows()):
+    for number, row in enumerate(index.rows(["sample_id", "path"])):
         if row["path"] is not None:
             first.setdefault(row[name], number)
 

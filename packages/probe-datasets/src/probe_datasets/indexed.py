@@ -182,7 +182,7 @@ class IndexedDataset(ABC):
     def __len__(self) -> int:
         return len(self.row_numbers)
 
-    def __getitem__(self, index: int) -> VideoExample | FailedExample:
+    def __getitem__(self, index: int) -> Any:
         return self.clip(index)
 
     def sample_id(self, index: int) -> str:
@@ -207,7 +207,7 @@ class IndexedDataset(ABC):
             raise IndexError(f"sample {i} is outside the split of {len(self)} samples")
         return self.index.row(int(self.row_numbers[i]))
 
-    def clip(self, index: int, draw: int = 0) -> VideoExample | FailedExample:
+    def clip(self, index: int, draw: int = 0) -> Any:
         """One example of a sample.
 
         Args:

@@ -10,7 +10,13 @@ import pyarrow as pa
 
 from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.files import data_error
-from probe_datasets.formats.kinetics import KineticsTable, find_clips, find_table, read_table
+from probe_datasets.formats.kinetics import (
+    ClipFiles,
+    KineticsTable,
+    find_clips,
+    find_table,
+    read_table,
+)
 from probe_datasets.index import Listing
 from probe_datasets.scan import Progress, Row
 from probe_datasets.spec import DatasetSpec
@@ -19,6 +25,7 @@ from probe_datasets.video_files import VideoFiles
 __all__ = ["SPEC_400", "SPEC_700", "Kinetics400", "Kinetics700"]
 
 _TABLES = {"train": "train", "validation": "val", "test": "test"}
+_ELSEWHERE = "there is no file of these seconds, though there is one of the video"
 _LAYOUTS = (
     "{train,val,test}/<id>_<start>_<end>.mp4 or deeper, such as in class folders; also "
     "{train,val,test}_256, videos_{train,val,test} or all below the root; files in replacement/ "
@@ -147,10 +154,10 @@ class Kinetics400(VideoFiles):
             fix = "take a split whose table has them"
             raise data_error(path, "has no column 'label'", "a class for each row", fix)
         classes, labels = self._classes(path, table)
-        paths = find_clips(self.root, name, table)
+        files = find_clips(self.root, name, table)
         return Listing(
             layout=f"files by id and times, rows of {path.name}",
-            rows=_rows(table, labels, paths),
+            rows=_rows(table, labels, files),
             classes={"action": classes},
             total=len(table),
         )
@@ -178,7 +185,7 @@ class Kinetics700(Kinetics400):
     spec: ClassVar[DatasetSpec] = SPEC_700
 
 
-def _rows(table: KineticsTable, labels: np.ndarray, paths: list[str | None]) -> Iterator[Row]:
+def _rows(table: KineticsTable, labels: np.ndarray, files: ClipFiles) -> Iterator[Row]:
     """One row of the index for each row of a table, made when it is asked for."""
     order = np.lexsort((table.ends, table.starts, table.ids))
     same = np.ones(len(order) - 1, bool)
@@ -187,8 +194,9 @@ def _rows(table: KineticsTable, labels: np.ndarray, paths: list[str | None]) -> 
     repeats: dict[int, int] = {}
     for k in np.flatnonzero(same).tolist():
         repeats[int(order[k + 1])] = repeats.get(int(order[k]), 1) + 1
-    for row, path in enumerate(paths):
+    for row, path in enumerate(files.paths):
         name = table.stem(row)
         if row in repeats:
             name = f"{name}#{repeats[row]}"
-        yield {"sample_id": name, "path": path, "label": int(labels[row])}
+        problem = _ELSEWHERE if files.elsewhere[row] else None
+        yield {"sample_id": name, "path": path, "label": int(labels[row]), "problem": problem}

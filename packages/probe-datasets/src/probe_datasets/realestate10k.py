@@ -82,6 +82,15 @@ _LAYOUTS = {
     "videos": "whole videos, frames by the nearest time",
 }
 _POSE_FILE = "a RealEstate10K pose file"
+_SCANNED = (
+    ("num_frames", pa.int32()),  # rows of the longest part without a gap
+    ("first_row", pa.int32()),  # of that part
+    ("pattern", pa.string()),  # of the pictures' names by timestamp
+    ("video", pa.binary()),  # packed FrameIndex
+    ("frames", pa.binary()),  # of a whole video, by row: int32
+    ("places", pa.binary()),  # packed ChunkPlaces
+    ("scale", pa.float64()),  # metres in the clip's unit
+)
 
 
 class RealEstate10K(IndexedDataset):
@@ -148,17 +157,8 @@ class RealEstate10K(IndexedDataset):
             self._scales = read_scale_table(scale_table)
             content = read_bytes(scale_table, "a scale table")
             self._scales_hash = hashlib.sha256(content).hexdigest()
-        columns = [
-            ("num_frames", pa.int32()),  # of a clip; here and below, those without a gap
-            ("first_row", pa.int32()),
-            ("pattern", pa.string()),  # of the pictures' names by timestamp
-            ("video", pa.binary()),  # packed FrameIndex
-            ("frames", pa.binary()),  # of a whole video, by row: int32
-            ("places", pa.binary()),  # packed ChunkPlaces
-            ("scale", pa.float64()),  # metres in the clip's unit
-        ]
-        names = [("sample_id", pa.binary())] if self._chunked else []
-        self.scanned = pa.schema([*names, *columns])
+        names = [("sample_id", pa.binary())] if self._chunked else []  # a chunk holds many
+        self.scanned = pa.schema([*names, *_SCANNED])
         super().__init__(
             root,
             split,
@@ -200,7 +200,7 @@ class RealEstate10K(IndexedDataset):
         first = next((row for row in rows() if row["layout"] is not None), None)
         if first is None:
             problem = f"holds frames of none of the {len(clips)} clips of split {self.split!r}"
-            fix = "check that they are named by clip, timestamp or video"
+            fix = "check how they are named"
             raise data_error(self.root, problem, " or ".join(SPEC.layouts), fix)
         what, where = _LAYOUTS[first["layout"]], Path(os.fsdecode(first["poses"])).parent
         return Listing(
@@ -318,9 +318,8 @@ class RealEstate10K(IndexedDataset):
             return self._pictures(partial(read_chunk_picture, path, _places(row)), rows)
         if row["layout"] == "frames":
             return self._pictures(partial(_read_picture, self.root, row, poses), rows)
-        wanted = rows
-        if row["frames"] is not None:
-            wanted = np.frombuffer(row["frames"], "<i4")[rows].tolist()
+        numbers = rows if row["frames"] is None else np.frombuffer(row["frames"], "<i4")[rows]
+        wanted = [int(number) for number in numbers]
         frames = read_frames(path, wanted, index=FrameIndex.unpack(path, row["video"]))
         window = central_window(*frames.shape[-2:])
         return crop_resize(frames, window, self.config.size), window
@@ -370,17 +369,14 @@ def _scan_chunk(path: Path, row: Row) -> list[Row]:
         if scales is not None and found["scale"] is None:
             found["problem"] = _no_scale(clip.clip)
         rows.append(found)
-    there = {clip.clip for clip in places}
-    problem = f"{path.name} does not hold it"
-    gone = [clip for clip in row["clips"] if clip not in there]
-    return rows + [{"sample_id": clip, "path": None, "problem": problem} for clip in gone]
+    gone, problem = set(row["clips"]) - {c.clip for c in places}, f"{path.name} does not hold it"
+    return rows + [{"sample_id": c, "path": None, "problem": problem} for c in sorted(gone)]
 
 
 def _read_poses(root: Path, row: Row) -> ClipPoses:
-    path = root / os.fsdecode(row["poses"])
+    path, problem = root / os.fsdecode(row["poses"]), "changed since it was indexed"
     if _hash(read_bytes(path, _POSE_FILE)) != row["poses_hash"]:
-        fix = "open the dataset again"
-        raise data_error(path, "changed since it was indexed", "the same file", fix)
+        raise data_error(path, problem, "the same file", "open the dataset again")
     return read_pose_file(path)
 
 

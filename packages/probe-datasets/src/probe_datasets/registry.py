@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from probe_datasets import (
     davis,
@@ -14,8 +15,11 @@ from probe_datasets import (
     moving_shapes,
     perception_test,
     places365,
+    realestate10k,
     scannet,
     ssv2,
+    synthetic,
+    tapvid,
     waymo,
 )
 from probe_datasets.clips import ClipConfig
@@ -34,11 +38,14 @@ DATASETS: dict[str, DatasetSpec] = {
         kinetics.SPEC_400,
         kinetics.SPEC_700,
         scannet.SPEC,
+        realestate10k.SPEC,
         perception_test.SPEC,
+        tapvid.SPEC,
         movi_e.SPEC,
         waymo.SPEC,
         davis.SPEC,
         folder.SPEC,
+        synthetic.SPEC,
         moving_shapes.SPEC,
     )
 }
@@ -52,7 +59,7 @@ def open_dataset(
     *,
     clip: ClipConfig | None = None,
     seed: int = 0,
-    **options: object,
+    **options: Any,
 ) -> ClipDataset:
     """Open one split of a registered dataset.
 

@@ -93,7 +93,8 @@ class ScanNet(IndexedDataset):
     the depth of such a frame still does. Intrinsics are those of the colour camera for the clip.
     Nothing is mirrored.
 
-    The first frame is random in training, and that of the recording otherwise.
+    The first frame is random in training, and that of the recording otherwise. A scene that is
+    there both as a recording and as exported frames is read from the recording.
 
     Reference: From Image to Video, App. D.3 (monocular depth).
 

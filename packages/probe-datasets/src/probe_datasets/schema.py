@@ -9,7 +9,7 @@ the right and y down (OpenCV). A mask is true where its entry counts; what does 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -171,12 +171,15 @@ class ClipDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> VideoExample | FailedExample:
-        """Example `index` of the first epoch."""
+    def __getitem__(self, index: int) -> Any:
+        """Example `index` with the chance of draw 0."""
         ...
 
-    def clip(self, index: int, draw: int = 0) -> VideoExample | FailedExample:
-        """Example `index` with the chance of one draw, such as an epoch's number."""
+    def clip(self, index: int, draw: int = 0) -> Any:
+        """Example `index`, of its task's schema, with the chance of one draw, such as an epoch's.
+
+        Under `on_error="skip"` it may be a `FailedExample`.
+        """
         ...
 
     def sample_id(self, index: int) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.files import DataError
@@ -51,7 +52,7 @@ def validate_split(
     decode: int = 0,
     num_workers: int = 0,
     progress: Progress | None = None,
-    **options: object,
+    **options: Any,
 ) -> SplitReport:
     """Looks at every sample of a split, and reads some of them.
 

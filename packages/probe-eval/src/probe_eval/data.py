@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from probe_datasets import (
     DATASETS,
     ClipConfig,
     ClipDataset,
     Coverage,
-    FailedExample,
     FolderDataset,
-    VideoExample,
     open_dataset,
 )
 from probe_eval.config import DataConfig
@@ -25,10 +24,10 @@ class FirstClips:
     def __len__(self) -> int:
         return self.limit
 
-    def __getitem__(self, index: int) -> VideoExample | FailedExample:
+    def __getitem__(self, index: int) -> Any:
         return self.clip(index)
 
-    def clip(self, index: int, draw: int = 0) -> VideoExample | FailedExample:
+    def clip(self, index: int, draw: int = 0) -> Any:
         """One of the first clips."""
         if not 0 <= index < self.limit:
             raise IndexError(f"clip {index} is outside the first {self.limit}")
@@ -63,10 +62,10 @@ class ManyClips:
     def __len__(self) -> int:
         return len(self.dataset) * self.clips_per_video
 
-    def __getitem__(self, index: int) -> VideoExample | FailedExample:
+    def __getitem__(self, index: int) -> Any:
         return self.clip(index)
 
-    def clip(self, index: int, draw: int = 0) -> VideoExample | FailedExample:
+    def clip(self, index: int, draw: int = 0) -> Any:
         """One of the clips; `draw` counts on from the clips of the draw before."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} is outside the {len(self)} clips")

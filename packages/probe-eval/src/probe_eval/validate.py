@@ -75,7 +75,7 @@ def as_json(reports: list[SplitReport]) -> str:
 def as_text(reports: list[SplitReport], threshold: float) -> str:
     """The reports for people: a table, then what is wrong, with examples."""
     head = ("split", "found", "expected", "missing", "unreadable", "read", "share", "published")
-    table = [head]
+    table: list[tuple[str, ...]] = [head]
     for report in reports:
         seen = report.coverage
         numbers = (seen.found, seen.expected, seen.missing, seen.failed, report.decoded)

@@ -2,6 +2,7 @@
 
 The file is in MATLAB's format, version 5: elements with a type and a length, of which one is an
 array of structures named `synsets`. Only what that takes is read.
+Compressed elements, as the kit's file has them, carry a checksum; plain ones have none.
 
 Reference:
     MathWorks, MAT-File Format, "Level 5 MAT-Files" (tags, compressed elements, structures).

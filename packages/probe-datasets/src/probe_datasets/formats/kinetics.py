@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Bool, Int32, Shaped
 from numpy import ndarray
 
 from probe_datasets.formats.class_names import folder_files
 from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines
 
-__all__ = ["KineticsTable", "find_clips", "find_table", "read_table"]
+__all__ = ["ClipFiles", "KineticsTable", "find_clips", "find_table", "read_table"]
 
 _WHAT = "a Kinetics table of label,youtube_id,time_start,time_end,split"
 _ID = re.compile(r"[0-9A-Za-z_-]{11}")
@@ -66,6 +66,16 @@ class KineticsTable:
         """
         start, end = self.times(row)
         return f"{self.ids[row].decode()}_{start:06d}_{end:06d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClipFiles:
+    """The files of a table's rows."""
+
+    paths: Sequence[str | None]
+    """Paths below the root; None where there is no file."""
+    elsewhere: Bool[ndarray, " N"]
+    """Rows without a file of whose video another part is there, or one of unknown times."""
 
 
 def read_table(
@@ -152,7 +162,7 @@ def find_table(root: str | os.PathLike[str], split: str) -> Path | None:
     return None
 
 
-def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -> list[str | None]:
+def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -> ClipFiles:
     """The file of each row, wherever it lies below the folder of its split.
 
     The folder is `<split>`, `<split>_256` or `videos_<split>`, or the root where there is none of
@@ -167,9 +177,6 @@ def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -
         split: "train", "val" or "test".
         table: its rows.
 
-    Returns:
-        Paths below the root; None where there is no file.
-
     Raises:
         DataError: the root does not exist, or holds no file with such a name.
     """
@@ -181,6 +188,7 @@ def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -
     ids = table.ids[order]
     paths: list[str | None] = [None] * len(table)
     rank = bytearray(len(table))  # how well the file found so far fits
+    elsewhere = np.zeros(len(table), bool)
     named = 0
     for where, bonus in ((folder, 0), ("replacement", 2)):
         for relative, stem in folder_files(Path(root, where), _EXTENSIONS):
@@ -198,8 +206,11 @@ def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -
                     if fit > rank[row]:
                         rank[row] = fit
                         paths[row] = f"{where}/{relative}" if where else relative
+                else:
+                    elsewhere[row] = True
     if not named:
         expected = "files such as abcdefghijk_000012_000022.mp4, flat or in class folders"
         problem = f"holds none for split {split!r} in {folder or 'the root'}"
         raise data_error(root, problem, expected, f"looked for {', '.join(candidates)}")
-    return paths
+    elsewhere &= np.frombuffer(rank, np.uint8) == 0
+    return ClipFiles(paths=paths, elsewhere=elsewhere)

@@ -195,8 +195,7 @@ def read_chunk_poses(path: str | os.PathLike[str], places: ChunkPlaces) -> ClipP
         DataError: the file changed, or they are none.
     """
     count = len(places.offsets)
-    with open(path, "rb") as file:
-        data = _read(file, places.cameras, count * _NUMBERS * places.number_bytes, path)
+    data = _read(path, places.cameras, count * _NUMBERS * places.number_bytes)
     rows = np.frombuffer(data, f"<f{places.number_bytes}").astype(np.float64)
     times = np.arange(count, dtype=np.int64)
     return poses_from_rows(
@@ -222,14 +221,18 @@ def read_chunk_picture(
     Raises:
         DataError: the file changed, or the picture is damaged.
     """
-    with open(path, "rb") as file:
-        data = _read(file, int(places.offsets[row]), int(places.lengths[row]), path)
+    data = _read(path, int(places.offsets[row]), int(places.lengths[row]))
     return decode_rgb(data, path, size=size, formats=("JPEG", "PNG"))
 
 
-def _read(file: BinaryIO, offset: int, length: int, path: str | os.PathLike[str]) -> bytes:
-    file.seek(offset)
-    data = file.read(length)
+def _read(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+        raise data_error(path, problem, "a chunk", "see to its permissions") from error
     if len(data) != length:
         raise data_error(path, "changed since it was indexed", "the same file", "index it again")
     return data

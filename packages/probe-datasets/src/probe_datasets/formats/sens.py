@@ -6,6 +6,9 @@ Axes: `N` frames; `H W` pixels, which differ between colour and depth; `3` red, 
 The index is built by one walk over the headers of the frames, which seeks past their pictures.
 The length of every part is checked against the size of the file before anything is allocated.
 
+Of a recording, only depth and colour in PNG have checksums, which are compared. Damage to a pose,
+an intrinsic or a time is found where it makes an impossible one, damage to colour as in any JPEG.
+
 Reference:
     ScanNet/ScanNet, SensReader/c++/sensorData.h (SensorData::loadFromFile).
 """

@@ -135,7 +135,9 @@ def _decoded(
         if size is not None and (height, width) != size:
             problem = f"has a picture of {height} x {width} pixels"
             raise data_error(path, problem, f"{size[0]} x {size[1]}", FETCH_AGAIN)
-        if width * height > min(MAX_PIXELS, len(data) * _PIXELS_PER_BYTE.get(picture.format, 8)):
+        if width * height > min(
+            MAX_PIXELS, len(data) * _PIXELS_PER_BYTE.get(str(picture.format), 8)
+        ):
             problem = f"claims {height} x {width} pixels in {len(data)} bytes"
             raise data_error(path, problem, f"at most {MAX_PIXELS} pixels", "scale it down")
         picture.load()
@@ -163,8 +165,8 @@ def _decoded(
 def _stream(data: bytes, path: str | os.PathLike[str]) -> io.BytesIO:
     """What PIL reads the picture from.
 
-    A PNG's checksums, which it passes over, are compared; a JPEG's EXIF, over whose damage it warns,
-    is taken off.
+    A PNG's checksums, which it passes over, are compared; a JPEG's EXIF, over whose damage it
+    warns, is taken off.
     """
     if data.startswith(PNG_SIGNATURE):
         for _ in png_chunks(data, path):

@@ -4,6 +4,9 @@ Axes: `p` points (tracks), `T` frames, `H W` pixels, `3` red, green, blue, bytes
 are `xy` in [0, 1]. One archive a video, `<video>.npz`, with `video` (T H W 3), `points` (p T 2) and
 `occluded` (p T).
 
+An archive has checksums, which are compared. A pickle has none: damage to its numbers is found only
+where it makes impossible ones, so make sure that it is whole before converting it.
+
 Reference:
     Doersch et al., TAP-Vid, 2022; google-deepmind/tapnet, tapvid/README (the pickles' content).
 """

@@ -133,13 +133,14 @@ def open_v1(path: str | os.PathLike[str], camera: str = "FRONT") -> WaymoV1Segme
 def labelled_frames(segment: WaymoV1Segment) -> tuple[str, Bool[np.ndarray, " n"]]:
     """Name of a segment, and in which of its frames the camera was labelled, objects or none.
 
-    Steps from field to field of each record, so that pictures and lasers are not read.
+    Steps from field to field of each record, so that pictures and lasers are not read. A record
+    without labels is read and compared with its checksum, for damage can look like that.
 
     Args:
         segment: the segment.
 
     Raises:
-        DataError: a record is malformed or has no name, or two have different names.
+        DataError: a record is damaged or has no name, or two have different names.
     """
     contexts: set[str] = set()
     labelled = np.zeros(len(segment.index), bool)
@@ -152,6 +153,8 @@ def labelled_frames(segment: WaymoV1Segment) -> tuple[str, Bool[np.ndarray, " n"
                         contexts.add(_text(value, 1))
                     elif _number(value, 1) == CAMERAS[segment.camera]:
                         labelled[rank] = True
+                if not labelled[rank]:
+                    read_record(segment.path, offset, length)
     except ProtobufError as error:
         raise data_error(segment.path, f"is malformed ({error})", _WHAT, FETCH_AGAIN) from error
     except OSError as error:
@@ -203,6 +206,21 @@ def check_camera(camera: str) -> None:
         raise ValueError(f"unknown camera {camera!r}; known: {', '.join(CAMERAS)}")
 
 
+def check_context(context: str, source: str | os.PathLike[str]) -> None:
+    """Raise unless the name of a segment is one part of a path, as files are named by it.
+
+    Args:
+        context: the name.
+        source: where it comes from, for the message.
+
+    Raises:
+        DataError: it is none.
+    """
+    if context.startswith(".") or any(c in context for c in "/\\\0"):
+        problem = f"names a segment {context[:60]!r}"
+        raise data_error(source, problem, "a plain name", FETCH_AGAIN)
+
+
 def ascending(
     times: Int64[np.ndarray, " n"], path: str | os.PathLike[str]
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
@@ -252,6 +270,7 @@ def parse_frame(record: memoryview, source: str, camera: str = "FRONT") -> Waymo
     if not context or time is None or not image:
         missing = "name" if not context else "time" if time is None else f"picture of {camera}"
         raise data_error(source, f"has no {missing}", _WHAT, FETCH_AGAIN)
+    check_context(context, source)
     return WaymoFrame(context=context, timestamp_micros=time, image=image, labels=labels)
 
 

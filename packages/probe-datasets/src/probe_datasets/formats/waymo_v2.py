@@ -18,7 +18,14 @@ from jaxtyping import Int64
 
 from probe_datasets.formats.files import FETCH_AGAIN, DataError, data_error, file_size
 from probe_datasets.formats.parquet_pages import check_pages, read_columns
-from probe_datasets.formats.waymo import CAMERAS, WaymoFrame, ascending, check_camera, checked_boxes
+from probe_datasets.formats.waymo import (
+    CAMERAS,
+    WaymoFrame,
+    ascending,
+    check_camera,
+    check_context,
+    checked_boxes,
+)
 from probe_datasets.formats.waymo_boxes import NO_BOXES, WaymoBoxes
 
 __all__ = ["WaymoV2Segment", "open_v2", "read_boxes"]
@@ -124,6 +131,7 @@ def open_v2(
     if len(contexts) != 1 or not isinstance(context, str) or None in times:
         problem = f"has {len(times)} pictures of {camera} in {len(contexts)} segments"
         raise data_error(images, problem, "pictures of one segment", FETCH_AGAIN)
+    check_context(context, images)
     timestamps, order = ascending(np.array(times, np.int64), images)
     labels = None if boxes is None else read_boxes(boxes, camera, context, set(times))
     return WaymoV2Segment(

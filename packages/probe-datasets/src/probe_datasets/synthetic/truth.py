@@ -161,13 +161,15 @@ def in_sight(
     ray = np.ascontiguousarray(rearrange(world - centres, "p T c -> T c p"))
     ahead = (poses[:, 2:, :3] @ ray)[:, 0] > 0
     hidden = np.zeros(ahead.shape, bool)
+    short = ray.astype(np.float32)
     # Rays reach the point at 1. What is before the glass hides nothing.
     glass = -centres[:, 2:] / np.where(np.abs(ray[:, 2]) < 1e-9, 1e-9, ray[:, 2])
     glass[ray[:, 2] <= 0] = np.inf
+    glass = glass.astype(np.float32)
     for solids in (frames.moving, frames.standing):
         if len(solids.member):
-            origin = solids.inverses @ (centres - solids.centres)[..., None]
-            way = solids.inverses @ ray
+            origin = (solids.inverses @ (centres - solids.centres)[..., None]).astype(np.float32)
+            way = solids.inverses.astype(np.float32) @ short
             enter, leave = interval(
                 solids.kind.shape,
                 (origin[:, :, 0], origin[:, :, 1], origin[:, :, 2]),

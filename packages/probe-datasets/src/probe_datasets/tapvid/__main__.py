@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"{len(written)} videos are in {options.folder}\n")
+    sys.stdout.write(f"archives written to {options.folder}: {len(written)}\n")
     return 0
 
 
