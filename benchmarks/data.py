@@ -5,7 +5,8 @@ as a user opens them. They are read from memory, so disks have no part in the nu
 
     nice python benchmarks/data.py --output benchmarks/results/data.json
 
-Reports
+Opening and rates are in seconds of the clock, all else in seconds of the processor, which other
+programs disturb less. Reports
 - loaders: samples; milliseconds to open a dataset for the first time, which indexes its files, and
   again; milliseconds of one clip; and clips a second through `ClipLoader` in batches of 4, without
   workers and with 1 and 2, the time to start them counted;
@@ -13,8 +14,8 @@ Reports
   torchcodec or PyAV and do the same `crop_resize`, all in turns, with pixels that must be equal;
   medians over clips of the ratios, which are to be at most 1.10; and where our own time goes;
 - recordings: a random frame of a `.sens` file;
-- MOVi-E: everything in an example decoded, beside TFDS where that is installed, or else beside
-  200 ms, which OpenCV took for 256 x 256 pixels on one core;
+- MOVi-E: everything in an example decoded, beside TFDS where that is installed, and beside 200 ms,
+  which a bare parser with OpenCV took for record and pictures of 256 x 256 pixels on one core;
 - synthetic world: clips a second on one core, to be 200 at 64 x 64 pixels, or 40 with shadows.
 """
 
@@ -53,7 +54,7 @@ from probe_datasets import (
     crop_resize,
     read_frames,
 )
-from probe_datasets.formats.movi_e import read_movi_e
+from probe_datasets.formats.movi_e import MoviExample, read_movi_e
 from probe_datasets.formats.sens import index_sens, read_sens_frame
 from probe_datasets.formats.tfrecord import record_index
 from probe_datasets.frame_index import FrameIndex, frame_index
@@ -67,6 +68,7 @@ AIMS = {False: 200, True: 40}
 """Clips a second of the synthetic world at 64 x 64 pixels, without shadows and with."""
 OPENCV_MS = 200.0
 Row = dict[str, Any]
+Clock = Callable[[], float]
 
 
 def milliseconds(seconds: list[float]) -> float:
@@ -74,11 +76,11 @@ def milliseconds(seconds: list[float]) -> float:
     return round(1e3 * statistics.median(seconds), 3)
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[[], Any], clock: Clock = time.process_time) -> tuple[float, Any]:
     """Seconds, and the result."""
-    started = time.perf_counter()
+    started = clock()
     result = work()
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 def clip_rate(dataset: ClipDataset, workers: int, seconds: float) -> float:
@@ -101,8 +103,8 @@ def measure_loaders(all_: list[Layout], args: argparse.Namespace) -> Iterator[Ro
         if layout.dataset not in DATASETS:
             print(f"{layout.title:36s} is not in the registry")
             continue
-        first, dataset = timed(layout.open)
-        again, dataset = timed(layout.open)
+        first, dataset = timed(layout.open, time.perf_counter)
+        again, dataset = timed(layout.open, time.perf_counter)
         number = min(2 * len(dataset), 32)
         clips = [
             timed(functools.partial(dataset.clip, i % len(dataset), i))[0] for i in range(number)
@@ -198,9 +200,8 @@ def overhead(dataset: VideoFiles, item: int, trials: int) -> Row:
             "bare PyAV": functools.partial(clip.bare, "PyAV"),
             "in steps": clip.in_steps,
         }
-        names = list(forms)
-        found = {}
-        for name in names[trial % len(names) :] + names[: trial % len(names)]:
+        turn, found = trial % len(forms), {}
+        for name in [*forms, *forms][turn : turn + len(forms)]:
             clip.steps[name], found[name] = timed(forms[name])
         if not all(torch.equal(video, found["ours"]) for video in found.values()):
             raise SystemExit(f"sample {item} of {dataset.spec.name}: forms read other pixels")
@@ -219,8 +220,8 @@ def overhead(dataset: VideoFiles, item: int, trials: int) -> Row:
         "bare PyAV": ratio("bare PyAV"),
         f"decoding alone, {faster}": ratio(f"decoding with bare {faster}"),
     }
-    steps = {k: ms[k] for k in ("row of the index", "frame times unpacked", "read_frames")}
-    steps["crop_resize"] = ms["crop_resize"]
+    parts = ("row of the index", "frame times unpacked", "read_frames", "crop_resize")
+    steps = {part: ms[part] for part in parts}
     info = clip.index.info
     return {
         "loader": dataset.spec.name,
@@ -228,7 +229,7 @@ def overhead(dataset: VideoFiles, item: int, trials: int) -> Row:
         "size": f"{info.width} x {info.height}",
         "frames": info.num_frames,
         "stride": dataset.config.stride,
-        "ms": {name: ms[name] for name in names[:3]} | {"decoding alone": decoders},
+        "ms": {name: ms[name] for name in forms} | {"decoding alone": decoders},
         "ratio to": ratios,
         "ratio to the faster loop": ratios[f"bare {faster}"],
         "at most 1.10": ratios[f"bare {faster}"] <= AIM,
@@ -250,9 +251,9 @@ def measure_videos(all_: list[Layout], args: argparse.Namespace) -> Iterator[Row
         different = {dataset.row(i)["size"]: i for i in reversed(range(len(dataset)))}
         for item in sorted(different.values()):
             row = overhead(dataset, item, args.trials)
-            ms, to = row["ms"], list(row["ratio to"].values())
-            alone = ms["decoding alone"]
-            cells = zip((ms["bare torchcodec"], ms["bare PyAV"], min(alone.values())), to)
+            ms = row["ms"]
+            bare = (ms["bare torchcodec"], ms["bare PyAV"], min(ms["decoding alone"].values()))
+            cells = zip(bare, row["ratio to"].values(), strict=True)
             print(
                 f"{row['loader']:12s} {row['codec'] + ' ' + row['size']:22s} {ms['ours']:8.1f}"
                 + "".join(f" {value:6.1f} x{part:5.2f}" for value, part in cells)
@@ -292,38 +293,37 @@ def measure_movi_e(all_: list[Layout], args: argparse.Namespace) -> Iterator[Row
     """All arrays of an example, and the example that the dataset makes."""
     for layout in (one for one in all_ if one.dataset == "movi_e"):
         path = next(layout.root.rglob("*.tfrecord-*"))
-        offset, length = record_index(path)[0].tolist()
+        place = record_index(path)[0].tolist()
         dataset = layout.open()
         seconds: dict[str, list[float]] = {}
         for trial in range(args.trials):
-            parsing, example = timed(lambda: read_movi_e(path, offset, length))
-            pictures = (
-                example.video,
-                example.segmentations,
-                example.depth,
-                example.normal,
-                example.object_coordinates,
-            )
-            decoding = sum(timed(picture)[0] for picture in pictures)
-            flow = sum(timed(lambda f=f: example.flow(forward=f))[0] for f in (True, False))
-            numbers, _ = timed(lambda: (example.camera, example.instances))
-            parts = {"record": parsing, "pictures": decoding, "flow": flow, "numbers": numbers}
-            clip, _ = timed(functools.partial(dataset.clip, 0, trial))
-            for name, value in {**parts, "all": sum(parts.values()), "example": clip}.items():
+            parts, example = decoded(path, *place)
+            parts["example of the dataset"], _ = timed(functools.partial(dataset.clip, 0, trial))
+            for name, value in parts.items():
                 seconds.setdefault(name, []).append(value)
         ms = {name: milliseconds(values) for name, values in seconds.items()}
         pixels = example.height * example.width
-        scaled = round(ms["all"] * 256**2 / pixels, 1)
+        scaled = round((ms["record"] + ms["pictures"]) * 256**2 / pixels, 1)
         source = args.shared / "movi_e" / path.parent.relative_to(layout.root)
         row = {
             "size": f"{example.height} x {example.width}",
             "ms": ms,
-            "ms of all at 256 x 256, by pixels": scaled,
-            "ratio to OpenCV's": round(scaled / OPENCV_MS, 2),
+            "ms of record and pictures at 256 x 256, by pixels": scaled,
+            "times OpenCV's": round(scaled / OPENCV_MS, 2),
             "ms of TFDS": tfds_milliseconds(source, args.trials),
         }
         print(f"MOVi-E: {json.dumps(row)}", flush=True)
         yield row
+
+
+def decoded(path: Path, offset: int, length: int) -> tuple[dict[str, float], MoviExample]:
+    """Seconds to decode each part of an example."""
+    record, example = timed(lambda: read_movi_e(path, offset, length))
+    arrays = ("video", "segmentations", "depth", "normal", "object_coordinates")
+    pictures = sum(timed(getattr(example, name))[0] for name in arrays)
+    flow, _ = timed(lambda: [example.flow(forward=forward) for forward in (True, False)])
+    numbers, _ = timed(lambda: (example.camera, example.instances))
+    return {"record": record, "pictures": pictures, "numbers": numbers, "flow": flow}, example
 
 
 def tfds_milliseconds(folder: Path, rounds: int) -> float | None:
