@@ -46,7 +46,6 @@ from turns import machine
 
 import probe_datasets
 from probe_datasets import (
-    DATASETS,
     ClipConfig,
     ClipDataset,
     ClipLoader,
@@ -61,6 +60,7 @@ from probe_datasets.frame_index import FrameIndex, frame_index
 from probe_datasets.video_files import VideoFiles
 
 PARTS = ("loaders", "videos", "recordings", "movi_e", "synthetic")
+STEPS = ("row of the index", "frame times unpacked", "read_frames", "crop_resize")
 BATCH = 4
 AIM = 1.10
 """Most that a loader may take, as a multiple of a bare loop."""
@@ -97,12 +97,9 @@ def clip_rate(dataset: ClipDataset, workers: int, seconds: float) -> float:
 
 def measure_loaders(all_: list[Layout], args: argparse.Namespace) -> Iterator[Row]:
     """Opening and reading every dataset."""
-    heads = "".join(f"{f'{w} workers':>11s}" for w in args.workers)
-    print(f"{'loader':36s} samples  open ms  again ms  ms a clip{heads}  clips/s")
+    heads = "".join(f"{f'{workers} workers':>11s}" for workers in args.workers)
+    print(f"{'loader':36s} samples  open ms  again ms  ms a clip, clips/s of{heads}")
     for layout in all_:
-        if layout.dataset not in DATASETS:
-            print(f"{layout.title:36s} is not in the registry")
-            continue
         first, dataset = timed(layout.open, time.perf_counter)
         again, dataset = timed(layout.open, time.perf_counter)
         number = min(2 * len(dataset), 32)
@@ -121,7 +118,8 @@ def measure_loaders(all_: list[Layout], args: argparse.Namespace) -> Iterator[Ro
         }
         print(
             f"{layout.title:36s} {len(dataset):7d} {1e3 * first:8.1f} {1e3 * again:9.1f}"
-            f" {row['ms a clip']:10.1f}" + "".join(f"{rate:11.1f}" for rate in rates.values()),
+            f" {row['ms a clip']:10.1f}{'':12s}"
+            + "".join(f"{rate:11.1f}" for rate in rates.values()),
             flush=True,
         )
         yield row
@@ -144,6 +142,7 @@ class Clip:
         self.size = dataset.config.size
         self.frames = self._frames()
         self.steps: dict[str, float] = {}
+        """Seconds of each part."""
 
     def _frames(self) -> range:
         """What the dataset draws; nothing is decoded."""
@@ -180,12 +179,8 @@ class Clip:
         decoding, frames = timed(lambda: read_frames(self.path, self.frames, index=index))
         window = central_window(*frames.shape[-2:])
         cropping, video = timed(lambda: crop_resize(frames, window, self.size))
-        self.steps |= {
-            "row of the index": row_seconds,
-            "frame times unpacked": unpacking,
-            "read_frames": decoding,
-            "crop_resize": cropping,
-        }
+        parts = (row_seconds, unpacking, decoding, cropping)
+        self.steps |= dict(zip(STEPS, parts, strict=True))
         return video
 
 
@@ -205,6 +200,7 @@ def overhead(dataset: VideoFiles, item: int, trials: int) -> Row:
             clip.steps[name], found[name] = timed(forms[name])
         if not all(torch.equal(video, found["ours"]) for video in found.values()):
             raise SystemExit(f"sample {item} of {dataset.spec.name}: forms read other pixels")
+        clip.steps["all else"] = clip.steps["ours"] - sum(clip.steps[step] for step in STEPS)
         for name, value in clip.steps.items() if trial >= 0 else ():
             seconds.setdefault(name, []).append(value)
     ms = {name: milliseconds(values) for name, values in seconds.items()}
@@ -220,8 +216,6 @@ def overhead(dataset: VideoFiles, item: int, trials: int) -> Row:
         "bare PyAV": ratio("bare PyAV"),
         f"decoding alone, {faster}": ratio(f"decoding with bare {faster}"),
     }
-    parts = ("row of the index", "frame times unpacked", "read_frames", "crop_resize")
-    steps = {part: ms[part] for part in parts}
     info = clip.index.info
     return {
         "loader": dataset.spec.name,
@@ -233,7 +227,7 @@ def overhead(dataset: VideoFiles, item: int, trials: int) -> Row:
         "ratio to": ratios,
         "ratio to the faster loop": ratios[f"bare {faster}"],
         "at most 1.10": ratios[f"bare {faster}"] <= AIM,
-        "ms of our steps": steps | {"all else": round(ms["ours"] - sum(steps.values()), 3)},
+        "ms of our steps": {step: ms[step] for step in (*STEPS, "all else")},
     }
 
 
@@ -303,14 +297,18 @@ def measure_movi_e(all_: list[Layout], args: argparse.Namespace) -> Iterator[Row
                 seconds.setdefault(name, []).append(value)
         ms = {name: milliseconds(values) for name, values in seconds.items()}
         pixels = example.height * example.width
+        everything = sum(ms[part] for part in parts if part != "example of the dataset")
+        tfds = tfds_milliseconds(
+            args.shared / "movi_e" / path.parent.relative_to(layout.root), args.trials
+        )
         scaled = round((ms["record"] + ms["pictures"]) * 256**2 / pixels, 1)
-        source = args.shared / "movi_e" / path.parent.relative_to(layout.root)
         row = {
             "size": f"{example.height} x {example.width}",
             "ms": ms,
             "ms of record and pictures at 256 x 256, by pixels": scaled,
             "times OpenCV's": round(scaled / OPENCV_MS, 2),
-            "ms of TFDS": tfds_milliseconds(source, args.trials),
+            "ms of TFDS": tfds,
+            "all parts, times TFDS's": None if tfds is None else round(everything / tfds, 2),
         }
         print(f"MOVi-E: {json.dumps(row)}", flush=True)
         yield row
@@ -327,14 +325,15 @@ def decoded(path: Path, offset: int, length: int) -> tuple[dict[str, float], Mov
 
 
 def tfds_milliseconds(folder: Path, rounds: int) -> float | None:
-    """An example as TFDS reads it, on one thread; None where it is not installed."""
+    """An example as TFDS reads it, in all threads together; None where it is not installed."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
         return None
     tensorflow = importlib.import_module("tensorflow")
     tfds = importlib.import_module("tensorflow_datasets")
     options = tensorflow.data.Options()
     options.threading.private_threadpool_size = 1
-    data = tfds.builder_from_directory(folder).as_dataset(split="train")
+    config = tfds.ReadConfig(try_autocache=False)
+    data = tfds.builder_from_directory(folder).as_dataset(split="train", read_config=config)
     examples = iter(tfds.as_numpy(data.repeat(rounds + 3).with_options(options)))
     for _ in range(3):
         next(examples)

@@ -73,13 +73,13 @@ def layouts(shared: Path, folder: Path, count: int) -> Iterator[Layout]:
     Args:
         shared: the folder of the sample files.
         folder: an empty folder.
-        count: videos or pictures of each; of long recordings a quarter.
+        count: videos of most datasets; there are more pictures, and fewer of what is large.
     """
     few = max(count // 4, 1)
     yield imagenet(shared, folder / "imagenet", 4 * count)
     yield ssv2(shared, folder / "ssv2", count)
     yield kinetics(shared, folder / "kinetics", count)
-    yield videos(shared, folder / "videos", count)
+    yield videos(shared, folder / "videos", max(count // 2, 4))
     yield perception_test(shared, folder / "perception_test", few)
     yield realestate10k(shared, folder / "realestate10k", count)
     yield scannet(shared, folder / "scannet", few)

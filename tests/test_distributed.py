@@ -155,3 +155,27 @@ def test_processes_that_do_not_see_each_other_are_an_error(
     assert "set ACCELERATE_USE_CPU=true" in done.stderr
     assert "top1" not in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+# --- Data ----------------------------------------------------------------------------------------
+
+
+def test_processes_and_workers_share_the_same_epochs(
+    launch: Callable, tool: Callable[[str], str], video_folder: Path, tmp_path: Path
+) -> None:
+    def epochs(name: str, processes: int, workers: int) -> list[list[tuple[str, float]]]:
+        output = tmp_path / name
+        output.mkdir()
+        launcher = [tool("torchrun"), "--standalone", "--nproc-per-node", processes]
+        script = Path(__file__).parent / "loader_process.py"
+        done = launch(*launcher, script, video_folder, output, workers)
+        assert done.returncode == 0, done.stderr
+        parts = [json.loads((output / f"{rank}.json").read_text()) for rank in range(processes)]
+        steps = zip(*parts, strict=True)
+        return [sorted(map(tuple, [clip for part in step for clip in part])) for step in steps]
+
+    one = epochs("one", 1, 0)
+    names = [name for batch in one for name, _ in batch]
+    assert len(set(names)) == len(names) / 2
+    assert epochs("two", 2, 0) == one
+    assert epochs("two-by-two", 2, 2) == one

@@ -138,6 +138,7 @@ def write_rows(path: Path, count: int) -> None:
             file.write(f"class {i % 700:03d},{i:011d},{i % 300},{i % 300 + 10},train,0\n")
 
 
+@pytest.mark.slow
 def test_a_million_rows(tmp_path: Path):
     count, path = 1_000_000, tmp_path / "train.csv"
     write_rows(path, count)
@@ -149,6 +150,7 @@ def test_a_million_rows(tmp_path: Path):
     np.testing.assert_array_equal(found.ids[[0, 999_999]], [b"00000000000", b"00000999999"])
 
 
+@pytest.mark.slow
 def test_reading_takes_little_more_than_its_columns(tmp_path: Path):
     """Measured on fewer rows, as measuring is slow: at 100 bytes a row a million take 100 MB."""
     write_rows(tmp_path / "train.csv", 50_000)

@@ -126,6 +126,7 @@ def test_every_cut_is_refused(small: Path, tmp_path: Path):
         assert str(caught.value).startswith(str(cut))
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_refused_or_harmless(small: Path, tmp_path: Path):
     """Depth is guarded by a checksum; only its unit and a lossy picture can change unseen."""
     whole = small.read_bytes()

@@ -132,6 +132,7 @@ def test_what_is_shared_does_not_multiply():
     assert len(load(inner)) == 2
 
 
+@pytest.mark.slow
 def test_flipped_and_cut_pickles_are_refused_or_plain():
     whole = pickle.dumps({"a": entry()}, 4)
     chance = random.Random(0)

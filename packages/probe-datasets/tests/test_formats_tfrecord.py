@@ -72,6 +72,7 @@ def test_the_index_reads_no_data(path: Path, records: list[bytes]):
     assert read_record(path, *index[0].tolist(), verify=False) == bytes(100)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(path: Path, records: list[bytes]):
     """In headers by the index; in data and their checksums by reading."""
     index, content = record_index(path), path.read_bytes()

@@ -281,6 +281,7 @@ def test_v2_refuses_a_table_that_changed(tmp_path: Path):
         segment.frames(range(7))
 
 
+@pytest.mark.slow
 def test_v2_damage_under_page_checksums_is_always_found(tmp_path: Path):
     """As for TFRecords, where the writer stored checksums; other tables give what they hold."""
     paths = write_v2(tmp_path, write_page_checksum=True, group=20)
@@ -321,6 +322,7 @@ def test_v1_damaged_times_put_no_frame_out_of_place(tmp_path: Path):
     assert refused > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["camera_image", "camera_box"])
 @pytest.mark.parametrize("codec", ["snappy", "none"])
 def test_v2_random_damage_is_refused_or_read(tmp_path: Path, name: str, codec: str):

@@ -221,6 +221,7 @@ print((peak() - before) / 1024, many / few)
 """
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_take_little_memory_and_time(root: Path):
     command = [sys.executable, "-c", MEMORY, str(root)]
     started = time.monotonic()

@@ -197,6 +197,7 @@ print(dataset.coverage.missing, len(dataset), grown, time.perf_counter() - start
 """
 
 
+@pytest.mark.slow
 def test_memory_grows_slowly_with_the_table(tmp_path: Path, mp4: Path):
     """Measured on fewer rows, as a million take a minute: at 250 bytes a row those take 250 MB."""
     count = 50_000

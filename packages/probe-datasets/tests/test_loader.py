@@ -118,12 +118,13 @@ def test_workers_that_die_again_and_again_are_an_error():
     assert got == [dataset.sample_id(i) for i in range(len(got))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_resume_goes_on_after_the_last_batch(shapes: MovingShapes, workers: int, world: int):
     reference = ClipLoader(shapes, 4, seed=1)
     whole = [*epoch(reference), *epoch(reference)]
-    for stop in (1, 5, 6, 8):
+    for stop in (1, 6, 8):
         loader = ClipLoader(shapes, 4, seed=1, num_workers=workers)
         steps = itertools.chain(loader, loader)
         seen = [content(batch) for batch in itertools.islice(steps, stop)]

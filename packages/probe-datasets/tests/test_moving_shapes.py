@@ -5,12 +5,14 @@ from collections import Counter
 import pytest
 import torch
 
-from probe_datasets import open_dataset
+from probe_datasets import ClipConfig, open_dataset
 from probe_datasets.moving_shapes import ACTIONS, SHAPES, MovingShapes, motion, render
 
 
 def shapes(**settings: int) -> MovingShapes:
-    return MovingShapes(**{"split": "train", "num_clips": 60, "size": 32, **settings})
+    frames = {name: settings.pop(name) for name in ("num_frames", "stride") if name in settings}
+    clip = ClipConfig(size=settings.pop("size", 32), **frames)
+    return MovingShapes(**{"split": "train", "num_clips": 60, "clip": clip, **settings})
 
 
 def test_a_clip_is_a_function_of_seed_split_and_index() -> None:
@@ -116,7 +118,7 @@ def accuracy(inputs: torch.Tensor, labels: torch.Tensor) -> float:
 )
 def test_settings_out_of_range_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        MovingShapes(**{"split": "train", **settings})
+        shapes(**settings)
 
 
 @pytest.mark.parametrize("index", [-1, 60])
@@ -132,6 +134,6 @@ def test_the_fingerprint_follows_everything_that_decides_pixels() -> None:
 
 
 def test_the_registry_opens_it() -> None:
-    dataset = open_dataset("moving_shapes", split="validation", size=32)
+    dataset = open_dataset("moving_shapes", split="validation", clip=ClipConfig(size=32))
     assert dataset.classes == {"action": ACTIONS, "shape": SHAPES}
     assert dataset.coverage.found == len(dataset) == 600

@@ -185,6 +185,7 @@ for root in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_take_little_memory_and_linear_time(tmp_path: Path):
     names = official_categories()
     for count in (10_000, 100_000):

@@ -142,6 +142,7 @@ def histogram(video: torch.Tensor) -> torch.Tensor:
     return torch.bincount(colour, minlength=27).float() / len(colour)
 
 
+@pytest.mark.slow
 def test_neither_a_frame_nor_colours_tell_the_classes() -> None:
     """Linear classifiers on a frame, or on the colours of a clip, are near chance."""
     dataset = world(num_frames=2, stride=12, size=12, config=WorldConfig(num_points=0))

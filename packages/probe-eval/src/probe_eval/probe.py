@@ -228,14 +228,11 @@ def make_record(
     level["log_snr"] = level["log_snr"] if math.isfinite(level["log_snr"]) else None
     dataset: dict[str, Any] = {"name": config.data.dataset}
     for split, data in splits.items():
-        coverage = coverages[split]
+        found = coverages[split].found
         dataset[split] = {
             "fingerprint": data.fingerprint,
-            "expected": coverage.expected,
-            "evaluated": len(scores.scores) if split == "validation" else coverage.found,
-            "missing": coverage.missing,
-            "failed": coverage.failed,
-            "reasons": [list(reason) for reason in coverage.reasons],
+            "evaluated": len(scores.scores) if split == "validation" else found,
+            **records.coverage(coverages[split]),
         }
     return {
         "schema_version": records.SCHEMA_VERSION,

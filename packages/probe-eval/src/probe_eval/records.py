@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from probe_datasets import Coverage
 from probe_eval.runs import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -83,6 +84,16 @@ def _check(value: Any, expected: Any, name: str) -> None:
             _check(value[key], kind, f"{name}: {key}")
     elif not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ValueError(f"{name} is {value!r}, of the wrong type")
+
+
+def coverage(counts: Coverage) -> dict[str, Any]:
+    """What of a split was there, as plain values."""
+    return {
+        "expected": counts.expected,
+        "missing": counts.missing,
+        "failed": counts.failed,
+        "reasons": [list(reason) for reason in counts.reasons],
+    }
 
 
 def environment(processes: int, device: str) -> dict[str, Any]:

@@ -272,6 +272,15 @@ def make_record(
             "validation": data.held_out.fingerprint,
             "videos": data.train_videos.fingerprint if data.train_videos else "",
         },
+        "coverage": {
+            name: records.coverage(split.coverage)
+            for name, split in (
+                ("train", data.train),
+                ("validation", data.held_out),
+                ("videos", data.train_videos),
+            )
+            if split
+        },
         "final": history.evaluations[-1],
         "evaluations": history.evaluations,
         "losses": history.losses,

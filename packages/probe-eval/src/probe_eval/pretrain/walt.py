@@ -281,6 +281,10 @@ def make_record(
         "classes": list(run.classes),
         "text_encoder": run.text.encoder if run.text else "",
         "dataset": {"train": run.train.fingerprint, "validation": run.held_out.fingerprint},
+        "coverage": {
+            "train": records.coverage(run.train.coverage),
+            "validation": records.coverage(run.held_out.coverage),
+        },
         "final": history.evaluations[-1],
         "evaluations": history.evaluations,
         "losses": history.losses,
