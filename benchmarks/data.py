@@ -9,7 +9,7 @@ Opening and rates are in seconds of the clock, all else in seconds of the proces
 programs disturb less. Reports
 - loaders: samples; milliseconds to open a dataset for the first time, which indexes its files, and
   again; milliseconds of one clip; and clips a second through `ClipLoader` in batches of 4, without
-  workers and with 1 and 2, the time to start them counted;
+  workers and with 1 and 2, the time to start them counted; ready clips show what workers cost;
 - videos: random clips as a dataset gives them, against loops that open the file, decode with bare
   torchcodec or PyAV and do the same `crop_resize`, all in turns, with pixels that must be equal;
   medians over clips of the ratios, which are to be at most 1.10; and where our own time goes;
@@ -66,7 +66,7 @@ AIM = 1.10
 """Most that a loader may take, as a multiple of a bare loop."""
 AIMS = {False: 200, True: 40}
 """Clips a second of the synthetic world at 64 x 64 pixels, without shadows and with."""
-OPENCV_MS = 200.0
+OPENCV_MS = 200
 Row = dict[str, Any]
 Clock = Callable[[], float]
 
@@ -142,7 +142,6 @@ class Clip:
         self.size = dataset.config.size
         self.frames = self._frames()
         self.steps: dict[str, float] = {}
-        """Seconds of each part."""
 
     def _frames(self) -> range:
         """What the dataset draws; nothing is decoded."""

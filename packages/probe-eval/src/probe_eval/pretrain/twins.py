@@ -69,7 +69,7 @@ def run_twins(config: PretrainTwinsConfig, accelerator: Accelerator) -> Path:
             path=folder / LATENTS_FILE,
         )
         for name in names:
-            train_walt(name, config, tokenizer, latents, accelerator)
+            train_walt(name, config, dataset, tokenizer, latents, accelerator)
     if accelerator.is_main_process:
         (folder / LATENTS_FILE).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -135,13 +135,15 @@ def get_tokenizer(
     held_out = open_split(config.data, "validation")
     indices = range(min(HELD_OUT_CLIPS, len(held_out)))
     psnr = measure(tokenizer, held_out, indices, accelerator)["psnr"].compute()
-    keep(config, "tokenizer", tokenizer, training.optim, losses, started, accelerator, psnr=psnr)
+    optim = training.optim
+    keep(config, dataset, "tokenizer", tokenizer, optim, losses, started, accelerator, psnr=psnr)
     return tokenizer
 
 
 def train_walt(
     name: str,
     config: PretrainTwinsConfig,
+    dataset: ClipDataset,
     tokenizer: walt_tokenizer.VideoTokenizer,
     latents: dict[str, Tensor],
     accelerator: Accelerator,
@@ -161,11 +163,12 @@ def train_walt(
         folder=Path(config.output) / name,
         checkpoint_every=config.checkpoint_every,
     )
-    keep(config, name, objective.result, optim, history.curve, started, accelerator)
+    keep(config, dataset, name, objective.result, optim, history.curve, started, accelerator)
 
 
 def keep(
     config: PretrainTwinsConfig,
+    dataset: ClipDataset,
     name: str,
     model: walt_tokenizer.VideoTokenizer | walt_core.Walt,
     optim: OptimConfig,
@@ -186,6 +189,7 @@ def keep(
                 "model": model.config.to_dict(),
                 "optim": dataclasses.asdict(optim),
                 "data": dataclasses.asdict(config.data),
+                "coverage": records.coverage(dataset.coverage),
                 "losses": losses,
                 "seconds_since_start_or_resume": round(time.monotonic() - started, 1),
                 **measured,
