@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,10 +51,9 @@ class Layout:
 class ReadyClips:
     """The same clip again and again, read already, so that only batches and workers take time."""
 
-    classes: ClassVar[dict[str, tuple[str, ...]]] = {}
-    fingerprint = "ready"
-
     def __init__(self, clip: ClipConfig, count: int) -> None:
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.fingerprint = "ready"
         self.coverage = Coverage(expected=count, found=count)
         self.video = torch.zeros(3, clip.num_frames, clip.size, clip.size)
 

@@ -350,26 +350,34 @@ def _signature(request: IndexRequest) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[bytes]:
-    def fail(error: OSError) -> None:
-        problem = f"cannot be listed ({error.strerror})"
-        raise data_error(error.filename, problem, "a readable folder", "check it") from error
-
+    """A line for each folder and each file; hidden ones are passed over."""
     visited: set[str] = set()
-    for where, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+    waiting = [(os.fspath(folder), b".")]
+    while waiting:
+        where, name = waiting.pop()
         real = os.path.realpath(where)
         if real in visited:  # a link back into the tree
-            folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield os.fsencode(os.path.relpath(where, folder)) + b"\0"
-        for name in sorted(name for name in files if not name.startswith(".")):
-            yield _line(Path(where, name), os.fsencode(name))
+        try:
+            with os.scandir(where) as entries:
+                found = sorted((e.name, e) for e in entries if not e.name.startswith("."))
+        except OSError as error:
+            problem = f"cannot be listed ({error.strerror})"
+            raise data_error(where, problem, "a readable folder", "check it") from error
+        yield name + b"\0"
+        folders = []
+        for text, entry in found:
+            if entry.is_dir():
+                folders.append((entry.path, name + b"/" + os.fsencode(text)))
+            else:
+                yield _line(entry, os.fsencode(text))
+        waiting.extend(reversed(folders))
 
 
-def _line(path: Path, name: bytes) -> bytes:
+def _line(file: Path | os.DirEntry[str], name: bytes) -> bytes:
     try:
-        status = os.stat(path)
+        status = file.stat()
     except OSError:  # gone since it was listed, or a link to nowhere
         return name + b"\0"
     return b"%b\0%d %d\0" % (name, status.st_size, status.st_mtime_ns)

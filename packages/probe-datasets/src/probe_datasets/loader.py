@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 import torch
 import torch.multiprocessing
 from torch.utils.data import default_collate
+from torch.utils.data._utils import worker as torch_worker
 
 from probe_datasets.schema import ClipDataset
 
@@ -74,7 +76,8 @@ def load_batches(
     done = 0
     while done < len(batches):
         fork = torch.multiprocessing.get_context("fork")
-        pool = ProcessPoolExecutor(num_workers, fork, _start_worker, (dataset,))
+        arguments = (dataset, fork.Value("i", 0), num_workers)
+        pool = ProcessPoolExecutor(num_workers, fork, _start_worker, arguments)
         under_way: deque[Future[Batch]] = deque()
         waiting = iter(batches[done:])
         try:
@@ -97,10 +100,21 @@ def load_batches(
 _dataset: ClipDataset | None = None  # of a worker
 
 
-def _start_worker(dataset: ClipDataset) -> None:
+def _start_worker(dataset: ClipDataset, started: Synchronized, num_workers: int) -> None:
     global _dataset
     _dataset = dataset
     torch.set_num_threads(1)
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    # As in a worker of torch's own, whose collate then stacks straight into shared memory: half
+    # the time of a batch that needs no decoding.
+    torch_worker._worker_info = torch_worker.WorkerInfo(
+        id=number,
+        num_workers=num_workers,
+        seed=number,
+        dataset=dataset,  # type: ignore[arg-type]
+    )
 
 
 def _read_here(places: Sequence[tuple[int, int]]) -> Batch:
