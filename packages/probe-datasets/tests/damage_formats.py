@@ -165,7 +165,7 @@ def _archives() -> dict[str, Format]:
     import torch
 
     from probe_datasets.formats.imagenet_devkit import read_devkit_order
-    from probe_datasets.formats.realestate10k_frames import read_chunk
+    from probe_datasets.formats.realestate10k_chunks import read_chunk
     from probe_datasets.formats.tapvid import convert_pickle, read_point_video
 
     tapvid, devkit, re10k = (

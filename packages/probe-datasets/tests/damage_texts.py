@@ -27,10 +27,9 @@ def formats() -> dict[str, Any]:
         scannet,
         ssv2,
     )
-    from probe_datasets.formats.class_names import read_label_map
     from probe_datasets.formats.davis import find_sequence, read_sequences
     from probe_datasets.formats.movi_e_files import find_movi_e
-    from probe_datasets.formats.realestate10k_frames import read_chunk_index
+    from probe_datasets.formats.realestate10k_chunks import read_chunk_index
 
     tests = {
         name: writers(f"test_formats_{name}")
@@ -120,17 +119,8 @@ def formats() -> dict[str, Any]:
             lambda p: by_row(kinetics.read_table(p)),
             rows=True,
         ),
-        "Kinetics names": text(
-            "abseiling\nair drumming\nzumba\n", read_label_map, rows=True, cut=True
-        ),
         "Places list": text(
             "".join(f"{path} {label}\n" for path, label in places), _places, rows=True, cut=True
-        ),
-        "Places list, no labels": text(
-            "a.jpg\nb.jpg\n",
-            lambda p: places365.read_list(p, labelled=False)[0],
-            rows=True,
-            cut=True,
         ),
         "Places categories": text(
             "/a/airfield 0\n/b/bakery/shop 1\n",
@@ -181,7 +171,6 @@ def _re10k(path: Path) -> Any:
 
 
 def _places(path: Path) -> Any:
-    from probe_datasets.formats.places365 import read_list
+    from probe_datasets.formats.places365 import iterate_list
 
-    paths, labels = read_list(path)
-    return list(zip(paths, labels.tolist(), strict=True))
+    return list(iterate_list(path))

@@ -23,14 +23,15 @@ from probe_datasets.formats import (
     kinetics,
     perception_test,
     places365,
+    realestate10k_chunks,
     scannet,
     ssv2,
     tapvid,
 )
-from probe_datasets.formats import realestate10k_frames as re10k
 from probe_datasets.formats.files import DataError, safe_path
 from probe_datasets.formats.movi_e_files import find_movi_e
 from probe_datasets.formats.realestate10k import ClipPoses
+from probe_datasets.formats.realestate10k_frames import FrameFinder, find_pose_files
 from probe_datasets.formats.waymo import open_v1
 from probe_datasets.formats.waymo_v2 import open_v2
 
@@ -49,11 +50,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def places(folder: Path, name: str) -> Any:  # whose lists begin a path with a slash
-    return places365.read_list(write(folder / "list.txt", f"/{name} 3\n"))
-
-
-def places_test(folder: Path, name: str) -> Any:
-    return places365.read_list(write(folder / "list.txt", f"/{name}\n"), labelled=False)
+    return list(places365.iterate_list(write(folder / "list.txt", f"/{name} 3\n")))
 
 
 def species(folder: Path, name: str) -> Any:
@@ -111,18 +108,18 @@ def scannet_export(folder: Path, name: str) -> Any:
 
 def chunk_index(folder: Path, name: str) -> Any:
     write(folder / "train/index.json", {"a" * 16: f"{name}/x.torch"})
-    return re10k.read_chunk_index(folder, "train")
+    return realestate10k_chunks.read_chunk_index(folder, "train")
 
 
 def chunk_clip(folder: Path, name: str) -> Any:
     torch.save([writers("realestate10k").chunk_entry(key=name)], folder / "a.torch")
-    return re10k.read_chunk(folder / "a.torch")
+    return realestate10k_chunks.read_chunk(folder / "a.torch")
 
 
 def chunk_member(folder: Path, name: str) -> Any:
     with zipfile.ZipFile(folder / "a.torch", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name.replace("\0", "/../")), b"x")
-    return re10k.read_chunk(folder / "a.torch")
+    return realestate10k_chunks.read_chunk(folder / "a.torch")
 
 
 def clip_frames(folder: Path, name: str) -> Any:
@@ -134,11 +131,11 @@ def clip_frames(folder: Path, name: str) -> Any:
         intrinsics=np.full((1, 4), 0.5, np.float32),
         world_to_camera=np.eye(3, 4, dtype=np.float32)[None],
     )
-    return re10k.find_frames(folder, "train", poses)
+    return FrameFinder(folder, "train").find(poses.clip, poses.video)
 
 
 def clip_split(folder: Path, name: str) -> Any:
-    return re10k.find_pose_files(folder, name)
+    return find_pose_files(folder, name)
 
 
 def movi_config(folder: Path, name: str) -> Any:
@@ -173,7 +170,7 @@ def archived_name(folder: Path, name: str) -> Any:
 
 
 READERS = (
-    *(places, places_test, species, kinetics_table, kaggle, ssv2_clips),
+    *(places, species, kinetics_table, kaggle, ssv2_clips),
     *(tracked_video, davis_list, davis_frames, davis_sequence, scannet_list),
     *(scannet_scene, scannet_export, chunk_index, chunk_clip, chunk_member, clip_frames),
     *(clip_split, movi_config, pickled_name, archived_name),

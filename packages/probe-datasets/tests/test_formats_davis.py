@@ -57,6 +57,8 @@ def test_what_does_not_fit_is_refused(root: Path):
     for name in ("../tennis", "", "a/b", "unknown"):
         with pytest.raises(DataError, match="hold"):
             find_sequence(root, name)
+    with pytest.raises(DataError, match=r"no list .* expected ImageSets/2017/train.*split 'all'"):
+        read_sequences(root, "train")
     (root / "ImageSets" / "2017" / "val.txt").write_text("../tennis\n")
     with pytest.raises(DataError, match="in line 1"):
         read_sequences(root, "val")

@@ -26,7 +26,7 @@ def test_paths_below_the_root_are_given(tmp_path: Path):
     "relative",
     [
         *("../a", "a/../../b", "a/..", "..", "/etc/passwd", "//a"),
-        *("C:/a", "C:\\a", "\\a", "..\\a", "", "a\0b"),
+        *("C:/a", "C:\\a", "\\a", "..\\a", "", "a\0b", "a\ud800b"),
     ],
 )
 def test_paths_that_leave_the_root_are_refused(tmp_path: Path, relative: str):

@@ -8,7 +8,6 @@ import pytest
 
 from probe_datasets.formats.files import DataError
 from probe_datasets.formats.imagenet import (
-    class_indices,
     find_layout,
     folder_wnids,
     read_ground_truth,
@@ -18,14 +17,6 @@ from probe_datasets.formats.imagenet import (
 )
 
 WNIDS = [f"n{i * 7:08d}" for i in range(1000)]
-
-
-def test_an_index_is_a_rank_among_all(tmp_path: Path):
-    indices = class_indices(WNIDS[::-1], tmp_path)
-    assert [indices[wnid] for wnid in WNIDS] == list(range(1000))
-    for wnids in (WNIDS[:999], [*WNIDS[:999], "tench"], [*WNIDS, "n99999999"]):
-        with pytest.raises(DataError, match="different classes"):
-            class_indices(wnids, tmp_path)
 
 
 def test_the_kit_counts_in_another_order(tmp_path: Path):
@@ -90,7 +81,7 @@ def test_layouts(tmp_path: Path):
 
 def test_the_real_ids(shared: Path, tmp_path: Path):
     folder = shared / "imagenet_meta"
-    indices = class_indices(list(read_synset_mapping(folder / "labels.txt")), folder)
+    indices = {wnid: i for i, wnid in enumerate(read_synset_mapping(folder / "labels.txt"))}
     truth = json.loads((folder / "imagenet_class_index.json").read_text())
     assert {wnid: int(i) for i, (wnid, _) in truth.items()} == indices
     wnids = read_validation_wnids(folder / "validation_labels.txt")

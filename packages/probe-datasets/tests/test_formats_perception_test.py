@@ -69,6 +69,7 @@ def test_videos_without_tracks_are_left_out(tmp_path: Path):
     [
         ([], "no JSON object"),
         ({"../a": entry([track()])}, "names a video"),
+        ({"a\ud800": entry([track()])}, "names a video"),
         ({"/a": entry([track()])}, "names a video"),
         ({"a": {"point_tracking": [track()]}}, "no metadata"),
         ({"a": entry([track()], num_frames=1 << 60)}, "num_frames"),

@@ -9,22 +9,17 @@ from probe_datasets.formats.places365 import (
     NUM_CLASSES,
     folder_classes,
     image_root,
+    iterate_list,
     read_categories,
-    read_list,
 )
 
 
 def test_lists(tmp_path: Path):
     (tmp_path / "train.txt").write_text("/a/airfield/00000001.jpg 0\n/b/bar/a b.jpg 364\n")
-    paths, labels = read_list(tmp_path / "train.txt")
-    assert paths == ["a/airfield/00000001.jpg", "b/bar/a b.jpg"]
-    assert labels.tolist() == [0, 364]
+    pairs = list(iterate_list(tmp_path / "train.txt"))
+    assert pairs == [("a/airfield/00000001.jpg", 0), ("b/bar/a b.jpg", 364)]
     (tmp_path / "val.txt").write_text("Places365_val_00000001.jpg 165\n")
-    paths, labels = read_list(tmp_path / "val.txt")
-    assert (paths, labels.tolist()) == (["Places365_val_00000001.jpg"], [165])
-    (tmp_path / "test.txt").write_text("Places365_test_00000001.jpg\n")
-    paths, labels = read_list(tmp_path / "test.txt", labelled=False)
-    assert (paths, labels.tolist()) == (["Places365_test_00000001.jpg"], [-1])
+    assert list(iterate_list(tmp_path / "val.txt")) == [("Places365_val_00000001.jpg", 165)]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +38,7 @@ def test_lists(tmp_path: Path):
 def test_bad_lines_are_refused(tmp_path: Path, line: str):
     (tmp_path / "list.txt").write_text(f"good.jpg 0\n{line}\n")
     with pytest.raises(DataError, match=r"list\.txt: (has|names)"):
-        read_list(tmp_path / "list.txt")
+        list(iterate_list(tmp_path / "list.txt"))
 
 
 def test_categories_must_be_the_official_ones(tmp_path: Path):
@@ -94,7 +89,7 @@ def test_a_folder_of_the_train_list_has_one_class(tmp_path: Path):
     path = tmp_path / "train.txt"
     lines = "/a/airfield/1.jpg 0\n/z/zen_garden/1.jpg 364\n/z/zen_garden/2.jpg 36"
     path.write_text(lines + "4")
-    assert read_list(path)[1].tolist() == [0, 364, 364]
+    assert [label for _, label in iterate_list(path)] == [0, 364, 364]
     path.write_text(lines)  # cut within its last class
     with pytest.raises(DataError, match="class 36 in line 3 for a folder of class 364"):
-        read_list(path)
+        list(iterate_list(path))

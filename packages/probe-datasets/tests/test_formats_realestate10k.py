@@ -16,12 +16,11 @@ from PIL import Image
 from probe_datasets.formats.files import DataError
 from probe_datasets.formats.poses import invert_pose, relative_pose
 from probe_datasets.formats.realestate10k import ClipPoses, read_pose_file, read_scale_table, scaled
+from probe_datasets.formats.realestate10k_chunks import read_chunk, read_chunk_index
 from probe_datasets.formats.realestate10k_frames import (
-    find_frames,
+    FrameFinder,
     find_pose_files,
     nearest_frames,
-    read_chunk,
-    read_chunk_index,
     row_pictures,
     video_frames,
 )
@@ -162,10 +161,10 @@ def test_pose_files_are_found(tmp_path: Path):
 def test_layouts_are_recognised(tmp_path: Path, poses: ClipPoses, relative: str, layout: str):
     root = tmp_path / "root"
     root.mkdir()
-    assert find_frames(root, "train", poses) is None
+    assert FrameFinder(root, "train").find(poses.clip, poses.video) is None
     (root / relative).parent.mkdir(parents=True, exist_ok=True)
     (root / relative).write_bytes(b"")
-    source = find_frames(root, "train", poses)
+    source = FrameFinder(root, "train").find(poses.clip, poses.video)
     assert source is not None
     assert source.layout == layout
     assert source.path == (root / relative if layout != "frames" else (root / relative).parent)
@@ -176,7 +175,7 @@ def test_pictures_are_found_by_timestamp(tmp_path: Path, poses: ClipPoses):
     folder.mkdir(parents=True)
     for name in ("1100101.jpg", "1033367.png", "5.png", "x.png", "1000000.txt"):
         (folder / name).write_bytes(picture(9))
-    source = find_frames(tmp_path, "train", poses)
+    source = FrameFinder(tmp_path, "train").find(poses.clip, poses.video)
     assert source is not None
     found = row_pictures(source, poses)
     assert {k: path.name for k, path in found.items()} == {1: "1033367.png", 3: "1100101.jpg"}
@@ -205,14 +204,14 @@ def test_rows_find_their_frames_in_videos(tmp_path: Path, poses: ClipPoses, mp4:
     (tmp_path / "train").mkdir()
     whole = tmp_path / "train" / f"{VIDEO}.mp4"
     whole.write_bytes(mp4.read_bytes())
-    source = find_frames(tmp_path, "train", poses)
+    source = FrameFinder(tmp_path, "train").find(poses.clip, poses.video)
     assert source is not None
     assert video_frames(source, poses).tolist() == [25, 26, 27, 28]  # 1.00 1.04 1.08 1.12
     late = poses_at(poses, 1_000_000)
     with pytest.raises(DataError, match="does not show clip"):
         video_frames(source, late)
     own = whole.rename(tmp_path / "train" / f"{CLIP}.mp4")
-    source = find_frames(tmp_path, "train", poses)
+    source = FrameFinder(tmp_path, "train").find(poses.clip, poses.video)
     assert source is not None
     assert (source.layout, source.path) == ("clips", own)
     with pytest.raises(DataError, match="40 frames for 4 rows"):
@@ -376,7 +375,7 @@ def sampson(
 )
 def test_real_poses_take_the_world_to_the_camera(shared: Path, clip: str):
     poses = read_pose_file(shared / "re10k" / "pose_files" / f"{clip}.txt")
-    source = find_frames(shared / "re10k", "test", poses)
+    source = FrameFinder(shared / "re10k", "test").find(poses.clip, poses.video)
     assert source is not None
     assert source.layout == "clips"
     assert video_frames(source, poses).tolist() == list(range(16))

@@ -16,10 +16,10 @@ from probe_datasets.formats.scannet import (
     exported_intrinsics,
     find_exported,
     find_sens,
-    read_exported_frame,
     read_scene_file,
     read_split,
 )
+from probe_datasets.formats.still_images import read_rgb
 
 SCENE = "scene0123_01"
 CAMERA_TO_WORLD = "0 -1 0 1\n1 0 0 2\n0 0 1 3\n0 0 0 1\n"
@@ -88,7 +88,12 @@ def test_every_export_is_read_in_the_order_of_numbers(tmp_path: Path, layout: st
     assert scene is not None
     assert [frame.number for frame in scene.frames] == [2, 9, 10, 100]
     assert scene.incomplete == ()
-    color, depth, valid, pose, tracked = read_exported_frame(scene, 1)
+    files = scene.frames[1]
+    color, (depth, valid) = (
+        read_rgb(scene.folder / files.color),
+        read_depth(scene.folder / files.depth),
+    )
+    pose, tracked = read_pose(scene.folder / files.pose)
     assert color.shape == (12, 16, 3)
     assert abs(int(color[5, 5, 0]) - 9) <= 1
     assert depth[1, 1] == pytest.approx(1.009)
@@ -96,7 +101,7 @@ def test_every_export_is_read_in_the_order_of_numbers(tmp_path: Path, layout: st
     assert tracked
     np.testing.assert_allclose(pose @ [1, 2, 3, 1], 0, atol=1e-6)
     np.testing.assert_allclose(pose[:, :3] @ [0, 1, 0], [1, 0, 0], atol=1e-6)
-    *_, pose, tracked = read_exported_frame(scene, 3)
+    pose, tracked = read_pose(scene.folder / scene.frames[3].pose)
     assert not tracked
     assert np.isnan(pose).all()
     assert exported_intrinsics(scene, (6, 8)) == pytest.approx((5 / 8, 1.0, 0.5, 0.5))
@@ -234,5 +239,6 @@ def test_real_frames_are_an_export(shared: Path, tmp_path: Path):
     scene = find_exported(tmp_path, SCENE)
     assert scene is not None
     assert (scene.layout, len(scene.frames)) == ("frame-files", 4)
-    color, depth, *_ = read_exported_frame(scene, 3)
+    files = scene.frames[3]
+    color, (depth, _) = read_rgb(scene.folder / files.color), read_depth(scene.folder / files.depth)
     assert color.shape[:2] == depth.shape == (480, 640)

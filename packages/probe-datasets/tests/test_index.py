@@ -125,7 +125,34 @@ def test_missing_and_bad_files_keep_their_reasons(root: Path):
     calls.clear()
     (root / "a").write_text("1\n")
     assert opened(root, absent, unlisted).unusable(missing=False) == (count, reasons)
-    assert calls == ["a"]  # what was bad is not tried again while it is the same
+    assert calls == ["a", "bad"]  # what is wrong may lie in another file
+
+
+def test_an_index_of_other_columns_is_no_help(root: Path):
+    """As one has that was made before the package was changed."""
+    fewer = pa.schema([("sample_id", pa.string())])
+    before = opened(root, scanned=fewer)
+    assert opened(root).path == before.path
+    assert opened(root).column("offset").to_pylist() == [0, 1, 0, 0, 1, 2]
+
+
+def test_a_file_that_may_be_read_again(root: Path):
+    """What could not be read is tried again when its mode changes, which its time does not show."""
+    path = root / "a"
+    path.write_text("bad\n")
+    assert opened(root).unusable(missing=False)[0] == 1
+    status = path.stat()
+    path.write_text("1\n2\n")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    path.chmod(0o600)
+    assert opened(root).unusable(missing=False)[0] == 0
+
+
+def test_links_that_lead_nowhere(root: Path):
+    os.symlink("itself", root / "itself")
+    os.symlink("gone", root / "nowhere")
+    os.symlink(root, root / "sub" / "back")
+    assert len(ids(opened(root))) == 6
 
 
 def test_two_samples_of_one_name_are_refused(root: Path):
@@ -158,7 +185,11 @@ def test_the_fingerprint_is_of_content_not_of_place_or_time(root: Path, tmp_path
 def test_names_need_not_be_utf8(root: Path):
     name = os.fsdecode(b"caf\xe9")
     (root / name).write_text("1\n")
-    assert f"{name}#0" in ids(opened(root))
+    (root / f"{name}.empty").write_text("")
+    index = opened(root)
+    assert f"{name}#0" in ids(index)
+    ((_, problem),) = index.unusable(missing=False)[1]
+    assert problem.startswith(r"caf\udce9.empty: is empty")
 
 
 def test_many_processes_scan_the_same(root: Path):

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from probe_datasets.clips import ClipConfig
-from probe_datasets.formats.class_names import read_label_map
 from probe_datasets.formats.files import DataError
 from probe_datasets.kinetics import SPEC_400, SPEC_700, Kinetics400, Kinetics700
 from probe_datasets.transforms import to_float
@@ -162,6 +161,14 @@ def test_a_table_from_elsewhere(root: Path, tmp_path_factory: pytest.TempPathFac
     assert dataset.classes["action"] == ("abseiling", "yoga", "zumba")
 
 
+def test_more_classes_than_there_are_are_refused(root: Path):
+    rows = [(f"class {i}", "abcdefghijk", 5 + i) for i in range(401)]
+    write_tables(root / "annotations", {"train": rows})
+    for split in ("train", "validation"):
+        with pytest.raises(DataError, match=r"names 40\d classes.*the 400 of kinetics400"):
+            open_clips(root, split)
+
+
 def test_rows_that_come_twice_have_two_names(root: Path):
     rows = [ROWS["train"][0], ROWS["train"][1], ("abseiling", *ROWS["train"][0][1:])]
     write_tables(root / "annotations", {"train": [*rows, rows[0]]})
@@ -216,7 +223,7 @@ def test_memory_grows_slowly_with_the_table(tmp_path: Path, mp4: Path):
 
 def test_the_real_clip_and_the_label_maps(shared: Path, tmp_path: Path):
     for spec, number in ((SPEC_400, 400), (SPEC_700, 700)):
-        names = read_label_map(shared / "kinetics" / f"label_map_k{number}.txt")
+        names = tuple((shared / "kinetics" / f"label_map_k{number}.txt").read_text().splitlines())
         rows = [(name, f"{i:011d}", 0) for i, name in reversed(list(enumerate(names)))]
         rows.append(("arm wrestling", "SOX5yA1l24A", 1))
         write_tables(tmp_path, {"val": rows})

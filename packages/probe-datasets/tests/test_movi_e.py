@@ -382,7 +382,7 @@ def test_real_tracks_are_kubrics(
     assert len(queries) >= 8
     monkeypatch.setattr(movi_e, "sample_queries", lambda *args, **options: queries)
     frames = list(range(first, first + 17))
-    monkeypatch.setattr(movi_e, "clip_indices", lambda *args, **options: frames)
+    monkeypatch.setattr(MoviE, "clip_frames", lambda *args: frames)
     example = open_real(shared, side, augment=False)[0]
     valid = example["points_valid"]
     seen = ~expected["occluded"][chosen][:, frames]

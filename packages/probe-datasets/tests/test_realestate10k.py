@@ -242,12 +242,17 @@ def test_chunks_that_are_missing_or_bad(tmp_path: Path):
     data = RealEstate10K(tmp_path, "train", clip=CLIP, on_error="skip")
     assert [data.sample_id(i) for i in range(len(data))] == names[:2]
     coverage = data.coverage
-    assert (coverage.expected, coverage.found, coverage.missing, coverage.failed) == (6, 2, 2, 2)
+    assert (coverage.expected, coverage.found, coverage.missing, coverage.failed) == (6, 2, 1, 3)
     reasons = dict(coverage.reasons)
     assert "cut short" in reasons[names[2]]
     assert "does not hold it" in reasons[names[5]]
-    write_chunks(tmp_path, "train", a=names[:2], b=names[2:4], c=names[4:5])
-    assert RealEstate10K(tmp_path, "train", clip=CLIP).coverage.found == 5
+    # What a chunk does not hold stays known when another changes, and a longer list is seen.
+    index = tmp_path / "train" / "index.json"
+    write_chunks(tmp_path, "train", b=names[2:4], c=names[4:5])
+    for listed, counts in ((table, (6, 5, 1)), ({**table, "f" * 16: "a.torch"}, (7, 5, 2))):
+        index.write_text(json.dumps(listed))
+        coverage = RealEstate10K(tmp_path, "train", clip=CLIP, on_error="skip").coverage
+        assert (coverage.expected, coverage.found, coverage.failed) == counts
 
 
 def test_only_the_clip_is_read_from_a_chunk(tmp_path: Path):

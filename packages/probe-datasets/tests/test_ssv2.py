@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from probe_datasets.clips import ClipConfig
-from probe_datasets.formats.class_names import read_label_map
 from probe_datasets.formats.files import DataError
 from probe_datasets.ssv2 import SPEC, SomethingSomethingV2
 from probe_datasets.transforms import to_float
@@ -73,7 +72,7 @@ def test_every_layout(tmp_path: Path, webm: Path, folder: str, pattern: str):
     for entry in TRAIN:
         shutil.copyfile(webm, tmp_path / folder / f"{entry['id']}.webm")
     assert len(open_clips(tmp_path)) == 2
-    with pytest.raises(DataError, match="gives no sample of split 'validation'"):
+    with pytest.raises(DataError, match=r"none of the \d+ videos of .*validation\.json"):
         open_clips(tmp_path, "validation")
 
 
@@ -132,7 +131,7 @@ def test_annotations_that_do_not_serve(root: Path):
     with pytest.raises(DataError, match="entry 2"):
         open_clips(root)
     path.unlink()
-    with pytest.raises(DataError, match=r"holds no annotations 'train'.*labels/train\.json"):
+    with pytest.raises(DataError, match=r"holds no annotations 'train'.* train\.json, there or in"):
         open_clips(root)
     with pytest.raises(ValueError, match="train, validation"):
         open_clips(root, "test")
@@ -155,7 +154,7 @@ def test_folders_are_listed_once(root: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_real_clip(shared: Path, tmp_path: Path):
-    names = read_label_map(shared / "ssv2" / "label_map_174.txt")
+    names = tuple((shared / "ssv2" / "label_map_174.txt").read_text().splitlines())
     lists = {
         "labels": {name: str(i) for i, name in enumerate(names)},
         "validation": [

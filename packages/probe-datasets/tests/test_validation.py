@@ -47,8 +47,12 @@ def test_reading_finds_what_the_index_cannot(clips: Path):
     assert whole.coverage.found + whole.coverage.failed + whole.coverage.missing == 6
     with_workers = validate_split("ssv2", clips, "train", decode=-1, num_workers=1)
     assert with_workers == whole
-    some = validate_split("ssv2", clips, "train", decode=2)
+    seen = []
+    some = validate_split(
+        "ssv2", clips, "train", decode=2, reading=lambda *state: seen.append(state)
+    )
     assert some.decoded == 2
+    assert seen == [(2, 2)]
 
 
 def test_nothing_usable_is_a_report_and_not_an_error(clips: Path):

@@ -93,7 +93,7 @@ def test_a_choice_between_releases_is_asked_for(originals: Path, tmp_path: Path)
     assert (a.sample_id(0), a.row(0)["path"]) != (b.sample_id(0), b.row(0)["path"])
     for name, value in a[0].items():
         assert value == b[0][name] if isinstance(value, str) else torch.equal(value, b[0][name])
-    with pytest.raises(DataError, match="has no validation or individual_files/validation"):
+    with pytest.raises(DataError, match="no files of split 'validation'; expected validation/"):
         Waymo(tmp_path, "validation")
 
 

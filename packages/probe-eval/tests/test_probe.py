@@ -9,13 +9,14 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from probe_datasets.moving_shapes import SHAPES
+from probe_datasets import ClipConfig
+from probe_datasets.moving_shapes import SHAPES, MovingShapes
 from probe_eval import probe
 from probe_eval.backbones.walt import load
 from probe_eval.config import DataConfig, FeatureConfig, OptimConfig, ProbeConfig, ReadoutConfig
 from probe_eval.data import open_split
 from probe_eval.features import FeatureStore, FeatureTable
-from probe_eval.probe import FeatureSamples, evaluate, identify, run_probe
+from probe_eval.probe import FeatureSamples, check_classes, evaluate, identify, run_probe
 from probe_eval.records import read_record
 from probe_eval.tasks import TASKS
 from probe_readouts import BackboneIdentity, load_readout, weights_hash
@@ -216,3 +217,14 @@ def test_what_cannot_run_leaves_nothing_behind(
     with pytest.raises(ValueError, match=message):
         probe_once(dataclasses.replace(small, **changes))
     assert not Path(small.output).exists()
+
+
+def test_splits_must_mean_the_same_by_an_index() -> None:
+    clip = ClipConfig(num_frames=1, size=16)
+    train, held_out = (MovingShapes(split, clip=clip) for split in ("train", "validation"))
+    check_classes({"train": train, "validation": held_out})
+    held_out.classes = {**train.classes, "shape": ("square", "disc")}  # type: ignore[misc]
+    with pytest.raises(
+        ValueError, match=r"'shape' differ between train \(6\) and validation \(2\)"
+    ):
+        check_classes({"train": train, "validation": held_out})

@@ -1,6 +1,7 @@
 """`probe-eval validate`: its counts, its words and its exit status."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from probe_eval import cli
+from probe_eval.validate import Counter
 
 
 @pytest.fixture
@@ -44,7 +46,36 @@ def test_the_table_counts_and_names(pictures: Path, capsys: pytest.CaptureFixtur
 
 def test_too_little_is_exit_status_1(pictures: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["validate", "imagenet", str(pictures), "--splits", "validation"]) == 1
-    assert "0.0% is below the threshold of 95.0%" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0.0% is below the threshold of 95.0%" in out
+    assert "49,994 more that were published are not there" in out
+
+
+def test_a_split_that_cannot_be_opened_has_no_counts(
+    pictures: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.rmtree(pictures / "val")
+    assert cli.main(["validate", "imagenet", str(pictures), "--splits", "validation"]) == 1
+    _, row, problem = capsys.readouterr().out.splitlines()
+    assert row.split() == ["validation", *"-" * 6, "50,000"]
+    assert "holds no folder of val pictures" in problem
+
+
+def test_stages_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "probe_eval"), Counter("ssv2 train") as counter:
+        for stage, total in (("indexing", 3), ("reading", 2), ("reading", 0)):
+            for done in range(total + 1):
+                counter(stage, done, total)
+    assert [line.split("  ")[:2] for line in caplog.messages] == [
+        ["ssv2 train: indexing", "3/3"],
+        ["ssv2 train: reading", "2/2"],
+    ]
+
+
+def test_options_reach_the_data_set(pictures: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["validate", "folder", str(pictures), "--splits", "all"]
+    assert cli.main([*words, "--options", "media=images", "workers=1", "--threshold", "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "18", "20"]
 
 
 def test_programs_read_json(capsys: pytest.CaptureFixture) -> None:
@@ -63,6 +94,9 @@ def test_programs_read_json(capsys: pytest.CaptureFixture) -> None:
         (["imagenet"], "needs root"),
         (["moving_shapes", "--threshold", "2"], "threshold 2"),
         (["moving_shapes", "--splits", "test"], "split 'test'"),
+        (["moving_shapes", "--options", "fast"], "NAME=VALUE"),
+        (["moving_shapes", "--options", "decode=1"], "NAME=VALUE of a data set's own"),
+        (["moving_shapes", "--options", "fast=1"], "no option 'fast'; it has num_clips"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
-from probe_datasets.clips import ClipConfig, clip_indices
+from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.davis import VOID, find_sequence, read_mask, read_sequences
 from probe_datasets.formats.files import DataError, data_error, file_size
 from probe_datasets.formats.still_images import read_rgb
@@ -153,14 +153,7 @@ class Davis(IndexedDataset):
         Raises:
             DataError: a picture or mask is damaged or of another size than the first.
         """
-        indices = clip_indices(
-            row["num_frames"],
-            num_frames=self.config.num_frames,
-            stride=self.config.stride,
-            start=self.start(),
-            short=self.config.short,
-            generator=chance,
-        )
+        indices = self.clip_frames(row["num_frames"], chance)
         size: tuple[int, int] | None = None
         frames, segments = {}, {}
         for i in sorted(set(indices)):

@@ -12,7 +12,7 @@ import torch
 
 from probe_datasets.clips import ClipConfig
 from probe_datasets.containers import VIDEO_CONTAINERS
-from probe_datasets.formats.files import data_error
+from probe_datasets.formats.files import data_error, walk_folder
 from probe_datasets.index import Listing
 from probe_datasets.picture_files import still_clip
 from probe_datasets.scan import Progress, Row, Scan
@@ -166,26 +166,12 @@ class FolderDataset(VideoFiles):
 
 def _find(root: Path, extensions: tuple[str, ...]) -> tuple[list[str], int]:
     """Sorted paths of such files below a folder, and how many others there are."""
-
-    def fail(error: OSError) -> None:
-        problem = f"cannot be listed ({error.strerror})"
-        raise data_error(error.filename, problem, "a readable folder", "check it") from error
-
     found: list[str] = []
     ignored = 0
-    visited: set[str] = set()
-    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a link back into the tree
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in files:
-            if file.startswith("."):
-                continue
-            if os.path.splitext(file)[1][1:].lower() in extensions:
-                found.append(Path(folder, file).relative_to(root).as_posix())
+    for below, names in walk_folder(root):
+        for name in names:
+            if os.path.splitext(name)[1][1:].lower() in extensions:
+                found.append(f"{below}{name}")
             else:
                 ignored += 1
     if not found:

@@ -43,13 +43,11 @@ def to_huggingface(dataset: IndexedDataset, *, draw: int = 0) -> "Dataset":
         "index": pa.array(np.arange(len(dataset))),
         "sample_id": pa.array([os.fsdecode(n).encode("utf-8", "replace").decode() for n in names]),
     }
-    for name in dataset.listed.names:
-        columns[name] = dataset.index.column(name).take(numbers)
+    for label in dataset.classes:
+        columns[label] = dataset.index.column("label").take(numbers)
     table = Dataset(pa.table(columns))
     for label, classes in dataset.classes.items():
-        if "label" in columns:
-            table = table.rename_column("label", label)
-            table = table.cast_column(label, ClassLabel(names=list(classes)))
+        table = table.cast_column(label, ClassLabel(names=list(classes)))
     return table.with_transform(partial(_read, dataset, draw))
 
 

@@ -88,9 +88,9 @@ class ImageNet(PictureFiles):
             DataError: there are no pictures of the split.
         """
         names = (_CSV, *_ID_LISTS, *_KIT_LISTS, _KIT_ORDER, _MAPPING, _CLASS_INDEX)
-        found = (_find(self.root, name) for name in names)
+        places = (self.root / below / name for below in _META for name in names)
         _, folder = find_layout(self.root, self._folder_name())
-        return (folder, *(path for path in found if path is not None))
+        return (folder, *(path for path in places if path.is_file()))
 
     def list_samples(self) -> Listing:
         """Every picture in the class folders, or every one whose class a list gives.

@@ -1,10 +1,10 @@
 """What the samples of a split are and where: an Arrow file outside the data folder, built once.
 
 An index holds text, numbers and offsets, never pixels, one row a sample. It is kept under a name
-made from the dataset, the split and the folder, and is made again when the name, size or time of
-any file below the folder changed; files that did not change are not scanned again. Rows are written
-in batches, so that memory does not grow with their number, and read by mapping the file into
-memory.
+made from the dataset, the split and the folder, and is made again when the name, size, time or mode
+of any file below the folder changed. Then files that were sound and did not change are not scanned
+again; those that were bad are, since what was wrong may lie elsewhere. Rows are written in batches,
+so that memory does not grow with their number, and read by mapping the file into memory.
 
 The folder of the indexes is PROBE_DATASETS_CACHE, or else `probe-datasets` in XDG_CACHE_HOME or in
 `~/.cache`.
@@ -18,7 +18,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from probe_datasets.file_states import describe_files
 from probe_datasets.formats.files import data_error
 from probe_datasets.scan import Known, Progress, Row, Scan, scan_files
 
@@ -262,7 +263,7 @@ def _build(request: IndexRequest, listing: Listing, path: Path, signature: str) 
         listing.rows,
         request.root,
         request.scan,
-        known=_earlier(path, request) if request.scan is not None else None,
+        known=_earlier(path, request, schema) if request.scan is not None else None,
         workers=request.workers,
         progress=request.progress,
         total=listing.total,
@@ -277,6 +278,9 @@ def _build(request: IndexRequest, listing: Listing, path: Path, signature: str) 
                     row["sample_id"] = os.fsencode(row["sample_id"])
                     keys.append(_key(row["sample_id"]))
                     row["path"] = None if row["path"] is None else os.fsencode(row["path"])
+                    if row["problem"] is not None:  # it may spell a name that is no UTF-8
+                        problem = row["problem"].encode("utf-8", "backslashreplace")
+                        row["problem"] = problem.decode()
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
         _check_names(draft, keys, request.root)
         os.replace(draft, path)
@@ -305,12 +309,14 @@ def _check_names(draft: str, keys: array, root: Path) -> None:
                 seen.add(name)
 
 
-def _earlier(path: Path, request: IndexRequest) -> Known | None:
+def _earlier(path: Path, request: IndexRequest, schema: pa.Schema) -> Known | None:
     """What an index of the same samples, made when the files were others, says of each file."""
     try:
-        facts = json.loads(pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata[b"facts"])
-        index = Index(path, facts["signature"])
+        found = pa.ipc.open_file(pa.memory_map(str(path))).schema
+        index = Index(path, json.loads(found.metadata[b"facts"])["signature"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not found.equals(schema):  # its columns alone; those of other code
         return None
     scanned = request.scanned.names
     # A scan that names its samples finds all those of a file; others find the one of their row.
@@ -326,9 +332,11 @@ def _earlier(path: Path, request: IndexRequest) -> Known | None:
         number, rows = first.get(row[name]), []
         while number is not None and number < len(index) and (many or not rows):
             old = index.row(number)
-            if any(old.get(key) != row.get(key) for key in same):
+            if any(old[key] != row.get(key) for key in same):
                 break
-            rows.append({key: old[key] for key in (*scanned, "problem")})
+            if old["problem"] is not None:
+                return None
+            rows.append({key: old[key] for key in scanned})
             number += 1
         return rows or None
 
@@ -336,59 +344,21 @@ def _earlier(path: Path, request: IndexRequest) -> Known | None:
 
 
 def _signature(request: IndexRequest) -> str:
-    """Hash of the names, sizes and times of all files that the index is about."""
+    """Hash of the columns, and of all files that the index is about."""
     listed, scanned = request.listed.to_string(), request.scanned.to_string()
     digest = hashlib.sha256(f"{listed}/{scanned}".encode())
-    for watched in request.watched:
-        digest.update(os.fsencode(os.path.relpath(watched, request.root)) + b"\0")
-        if watched.is_dir():
-            for line in _files_below(watched):
-                digest.update(line)
-        else:
-            digest.update(_line(watched, os.fsencode(watched.name)))
+    for line in describe_files(request.watched, request.root):
+        digest.update(line + b"\0")
     return digest.hexdigest()
-
-
-def _files_below(folder: Path) -> Iterator[bytes]:
-    """A line for each folder and each file; hidden ones are passed over."""
-    visited: set[str] = set()
-    waiting = [(os.fspath(folder), b".")]
-    while waiting:
-        where, name = waiting.pop()
-        real = os.path.realpath(where)
-        if real in visited:  # a link back into the tree
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(where) as entries:
-                found = sorted((e.name, e) for e in entries if not e.name.startswith("."))
-        except OSError as error:
-            problem = f"cannot be listed ({error.strerror})"
-            raise data_error(where, problem, "a readable folder", "check it") from error
-        yield name + b"\0"
-        folders = []
-        for text, entry in found:
-            if entry.is_dir():
-                folders.append((entry.path, name + b"/" + os.fsencode(text)))
-            else:
-                yield _line(entry, os.fsencode(text))
-        waiting.extend(reversed(folders))
-
-
-def _line(file: Path | os.DirEntry[str], name: bytes) -> bytes:
-    try:
-        status = file.stat()
-    except OSError:  # gone since it was listed, or a link to nowhere
-        return name + b"\0"
-    return b"%b\0%d %d\0" % (name, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with open(path.with_suffix(".lock"), "w") as file:
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context(open(path.with_suffix(".lock"), "w"))
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks: work may be done twice
+        except OSError as error:  # no locks here, or another user's: work may be done twice
             _log.info("%s: cannot be locked (%s)", path, error)
         yield
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Int64
 
-from probe_datasets.clips import ClipConfig
+from probe_datasets.clips import ClipConfig, clip_indices
 from probe_datasets.formats.files import DataError, data_error
 from probe_datasets.index import MAX_REASONS, IndexRequest, Listing, open_index
 from probe_datasets.scan import Progress, Row, Scan
@@ -236,6 +236,22 @@ class IndexedDataset(ABC):
         if self.config.start != "auto":
             return self.config.start
         return "random" if self.augment else self.evaluation_start
+
+    def clip_frames(self, num_frames: int, chance: torch.Generator) -> list[int]:
+        """Which frames of a video make the clip.
+
+        Args:
+            num_frames: frames that the video has; `frames_needed` at the least.
+            chance: decides the first one, where it is random.
+        """
+        return clip_indices(
+            num_frames,
+            num_frames=self.config.num_frames,
+            stride=self.config.stride,
+            start=self.start(),
+            short=self.config.short,
+            generator=chance,
+        )
 
     def _check_unchanged(self, row: Row) -> None:
         path = self.root / row["path"]

@@ -74,6 +74,7 @@ class Kinetics400(VideoFiles):
 
     Classes are the sorted names of the table. Where it lacks some of the 400, or 700, those of the
     other splits' tables beside it count too, so that an index means the same class in all splits.
+    More classes than that are another dataset's, and are refused.
 
     A row whose file is not there is missing, and never an error: of each list, many videos cannot
     be had any more. A row that the list repeats is the same clip under another name, `<name>#2`.
@@ -164,13 +165,16 @@ class Kinetics400(VideoFiles):
 
     def _classes(self, path: Path, table: KineticsTable) -> tuple[tuple[str, ...], np.ndarray]:
         """Names of the classes, and the class of each row by them."""
-        if len(table.classes) == self.spec.num_classes["action"]:
-            return table.classes, table.labels
-        names = set(table.classes)
-        for other in _TABLES.values():
-            beside = find_table(path.parent, other)
-            if beside is not None and beside != path:
-                names.update(read_table(beside).classes)
+        names, number = set(table.classes), self.spec.num_classes["action"]
+        if len(names) < number:
+            beside = (find_table(path.parent, other) for other in _TABLES.values())
+            for other in beside:
+                if other is not None and other != path:
+                    names.update(read_table(other).classes)
+        if len(names) > number:
+            problem = f"names {len(names)} classes, with the tables beside it"
+            fix = "take the tables of this dataset, or open the other by its name"
+            raise data_error(path, problem, f"the {number} of {self.spec.name}", fix)
         classes = tuple(sorted(names))
         rank = {name: i for i, name in enumerate(classes)}
         return classes, np.array([rank[name] for name in table.classes], np.int32)[table.labels]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from einops import rearrange
 
-from probe_datasets.clips import ClipConfig, clip_indices
+from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.files import DataError, data_error
 from probe_datasets.formats.movi_e import read_movi_e
 from probe_datasets.formats.movi_e_files import MoviShard, MoviSplit, find_movi_e, shard_index
@@ -193,14 +193,7 @@ class MoviE(IndexedDataset):
             expected = f"{self.frames_needed()}, which a clip spans"
             fix = "use fewer frames, a smaller stride, or short='clamp' or 'loop'"
             raise data_error(example.source, f"has {example.num_frames} frames", expected, fix)
-        frames = clip_indices(
-            example.num_frames,
-            num_frames=self.config.num_frames,
-            stride=self.config.stride,
-            start=self.start(),
-            short=self.config.short,
-            generator=chance,
-        )
+        frames = self.clip_frames(example.num_frames, chance)
         size = (example.height, example.width)
         window = track_window(*size, chance) if self.augment else whole_window(*size)
         queries = sample_queries(

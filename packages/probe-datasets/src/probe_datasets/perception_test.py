@@ -160,10 +160,14 @@ class PerceptionTest(VideoFiles):
         """Every video of the annotations that has point tracks, whether it is there or not.
 
         Raises:
-            DataError: the annotations are not there or damaged.
+            DataError: the annotations are not there or damaged, or none of their videos is there.
         """
         path = self._annotations()
         videos = read_annotations(path)
+        if all(row["path"] is None for row in self._videos(videos)):
+            problem = f"holds none of the {len(videos)} videos of {path.name}"
+            expected = f"files such as {next(iter(videos))}.mp4, in videos/ or the root"
+            raise data_error(self.root, problem, expected, "move them there or link the folder")
         layout = f"videos by name, tracks of {path.relative_to(self.root)}"
         return Listing(layout=layout, rows=self._videos(videos), classes={}, total=len(videos))
 
@@ -177,7 +181,7 @@ class PerceptionTest(VideoFiles):
         Raises:
             VideoError: the frames cannot be decoded.
         """
-        indices = self.clip_frames(row, chance)
+        indices = self.clip_frames(row["num_frames"], chance)
         points, visible = _unpacked(row)
         xy, seen, valid, queries = query_tracks(
             points[:, indices], visible[:, indices], self.num_points
@@ -204,12 +208,13 @@ class PerceptionTest(VideoFiles):
 
     def _annotations(self) -> Path:
         split = _SPLITS[self.split]
-        names = [f"{folder}{t.format(split)}" for t in _TABLES for folder in ("", "annotations/")]
-        for name in names:
-            if (self.root / name).is_file():
-                return self.root / name
+        names = [table.format(split) for table in _TABLES]
+        for path in (self.root / folder / n for n in names for folder in ("", "annotations")):
+            if path.is_file():
+                return path
         problem = f"holds no annotations of split {self.split!r}"
-        raise data_error(self.root, problem, " or ".join(names), "copy them there")
+        expected = f"{' or '.join(names)}, there or in annotations/"
+        raise data_error(self.root, problem, expected, "copy them there")
 
     def _videos(self, videos: Mapping[str, TrackedVideo]) -> Iterator[Row]:
         split = _SPLITS[self.split]

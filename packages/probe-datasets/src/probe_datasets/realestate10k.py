@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from probe_datasets.clips import ClipConfig, clip_indices
+from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.files import DataError, data_error, read_bytes, safe_path
 from probe_datasets.formats.realestate10k import (
     ClipPoses,
@@ -126,14 +126,13 @@ class RealEstate10K(IndexedDataset):
     """
 
     spec: ClassVar[DatasetSpec] = SPEC
-    evaluation_start = "first"
     listed = pa.schema(
         [
             ("layout", pa.string()),
             ("poses", pa.binary()),  # the pose file below the root; null in a chunk
             ("poses_hash", pa.binary()),
             ("pictures", pa.binary()),  # the folder of a clip's pictures
-            ("pictures_hash", pa.binary()),  # of their names
+            ("pictures_hash", pa.binary()),  # of their names, or of those of a chunk's clips
         ]
     )
 
@@ -200,8 +199,8 @@ class RealEstate10K(IndexedDataset):
         first = next((row for row in rows() if row["layout"] is not None), None)
         if first is None:
             problem = f"holds frames of none of the {len(clips)} clips of split {self.split!r}"
-            fix = "check how they are named"
-            raise data_error(self.root, problem, " or ".join(SPEC.layouts), fix)
+            names = "frames/{1}/<timestamp>.png, clips/{1}.mp4 or videos/{0}.mp4".format(*clips[0])
+            raise data_error(self.root, problem, f"files such as {names}", "check their names")
         what, where = _LAYOUTS[first["layout"]], Path(os.fsdecode(first["poses"])).parent
         return Listing(
             layout=f"{what} (as of {first['sample_id']}), pose files in {where.as_posix()}",
@@ -224,14 +223,7 @@ class RealEstate10K(IndexedDataset):
         Raises:
             DataError: a frame is damaged, or the pose file changed.
         """
-        chosen = clip_indices(
-            row["num_frames"],
-            num_frames=self.config.num_frames,
-            stride=self.config.stride,
-            start=self.start(),
-            short=self.config.short,
-            generator=chance,
-        )
+        chosen = self.clip_frames(row["num_frames"], chance)
         rows = [row["first_row"] + i for i in chosen]
         if row["layout"] == "chunks":
             poses = read_chunk_poses(self.root / row["path"], _places(row))
@@ -303,6 +295,7 @@ class RealEstate10K(IndexedDataset):
         for chunk, clips in sorted(chunks.items()):
             path = chunk.relative_to(self.root).as_posix()
             row = {"path": path, "layout": "chunks", **dict.fromkeys(self.listed.names[1:])}
+            row["pictures_hash"] = _hash("\n".join(clips).encode())
             scales = None if self._scales is None else {c: self._scales.get(c) for c in clips}
             if chunk.is_file():
                 yield {**row, "sample_id": path, "clips": clips, "scales": scales}
@@ -370,7 +363,7 @@ def _scan_chunk(path: Path, row: Row) -> list[Row]:
             found["problem"] = _no_scale(clip.clip)
         rows.append(found)
     gone, problem = set(row["clips"]) - {c.clip for c in places}, f"{path.name} does not hold it"
-    return rows + [{"sample_id": c, "path": None, "problem": problem} for c in sorted(gone)]
+    return rows + [{"sample_id": clip, "problem": problem} for clip in sorted(gone)]
 
 
 def _read_poses(root: Path, row: Row) -> ClipPoses:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from probe_datasets.clips import ClipConfig, clip_indices
+from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.files import DataError, data_error, read_bytes, safe_path
 from probe_datasets.formats.rgbd import read_depth, read_pose
 from probe_datasets.formats.scannet import (
@@ -118,7 +118,6 @@ class ScanNet(IndexedDataset):
     """
 
     spec: ClassVar[DatasetSpec] = SPEC
-    evaluation_start = "first"
     listed = pa.schema(
         [
             ("folder", pa.string()),  # of exported frames below the root; null for a recording
@@ -175,8 +174,10 @@ class ScanNet(IndexedDataset):
         first = next((row for row in rows if row["path"]), None)
         if first is None:
             problem = f"holds none of the {len(scenes)} scenes of {path.name}"
+            names = f"{scenes[0]}/{scenes[0]}.sens or {scenes[0]}/color/ and depth/"
+            expected = f"files such as {names}, in scans/, scans_test/ or the root"
             fix = "pass the folder that holds scans/ or the scenes"
-            raise data_error(self.root, problem, " or ".join(SPEC.layouts), fix)
+            raise data_error(self.root, problem, expected, fix)
         what = "recordings" if first["folder"] is None else "exported frames"
         return Listing(
             layout=f"{what} (as of {first['sample_id']}), scenes of {path.name}",
@@ -201,14 +202,7 @@ class ScanNet(IndexedDataset):
         Raises:
             DataError: a frame is damaged.
         """
-        indices = clip_indices(
-            row["num_frames"],
-            num_frames=self.config.num_frames,
-            stride=self.config.stride,
-            start=self.start(),
-            short=self.config.short,
-            generator=chance,
-        )
+        indices = self.clip_frames(row["num_frames"], chance)
         size = self.config.size
         scene, window = _open_scene(self.root, row), None
         videos, depths, valids, poses, tracked = [], [], [], [], []

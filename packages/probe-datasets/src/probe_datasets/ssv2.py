@@ -5,6 +5,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from probe_datasets.clips import ClipConfig
+from probe_datasets.formats.files import data_error
 from probe_datasets.formats.ssv2 import find_annotations, find_videos, read_classes, read_clips
 from probe_datasets.index import Listing
 from probe_datasets.spec import DatasetSpec
@@ -51,13 +52,18 @@ class SomethingSomethingV2(VideoFiles):
         """Every clip of the split's JSON file, whether its video is there or not.
 
         Raises:
-            DataError: the annotations are not there or do not fit together, or a folder of videos
-                cannot be listed.
+            DataError: the annotations are not there or do not fit together, none of their videos is
+                there, or a folder of videos cannot be listed.
         """
         classes = read_classes(find_annotations(self.root, "labels"))
         annotations = find_annotations(self.root, self.split)
         clips = read_clips(annotations, classes)
         videos = find_videos(self.root)
+        if videos.keys().isdisjoint(clips.ids):
+            problem = f"holds none of the {len(clips.ids)} videos of {annotations.name}"
+            name = f"{clips.ids[0]}.webm"
+            expected = f"files such as {name}, in 20bn-something-something-v2/, videos/ or the root"
+            raise data_error(self.root, problem, expected, "move them there or link the folder")
         return Listing(
             layout=f"videos by id, annotations in {annotations.relative_to(self.root)}",
             rows=(

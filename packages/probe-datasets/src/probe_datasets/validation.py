@@ -52,6 +52,7 @@ def validate_split(
     decode: int = 0,
     num_workers: int = 0,
     progress: Progress | None = None,
+    reading: Progress | None = None,
     **options: Any,
 ) -> SplitReport:
     """Looks at every sample of a split, and reads some of them.
@@ -63,8 +64,8 @@ def validate_split(
         clip: which frames are needed; by default the study's clip.
         decode: how many samples are read to the last pixel, evenly spread; -1 for all of them.
         num_workers: processes that read.
-        progress: called with (samples done, samples in all) while files are indexed and then again
-            while they are read.
+        progress: called with (files done, files in all) while files are indexed.
+        reading: called with (samples done, samples in all) while samples are read.
         options: what else the dataset's builder takes.
 
     Raises:
@@ -92,8 +93,8 @@ def validate_split(
     batches = [places[k : k + _BATCH] for k in range(0, count, _BATCH)]
     for number, batch in enumerate(load_batches(dataset, batches, num_workers=num_workers)):
         failed |= {example["sample_id"]: example["problem"] for example in batch["failed"]}
-        if progress is not None:
-            progress(min((number + 1) * _BATCH, count), count)
+        if reading is not None:
+            reading(min((number + 1) * _BATCH, count), count)
     return SplitReport(
         dataset=name,
         split=split,

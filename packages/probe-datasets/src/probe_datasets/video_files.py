@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe_datasets.clips import clip_indices
 from probe_datasets.frame_index import FrameIndex, frame_index
 from probe_datasets.indexed import IndexedDataset
 from probe_datasets.scan import Row, Scan
@@ -77,7 +76,7 @@ class VideoFiles(IndexedDataset):
         Raises:
             VideoError: the frames cannot be decoded.
         """
-        return self.example(row, self.read_video(row, self.clip_frames(row, chance)))
+        return self.example(row, self.read_video(row, self.clip_frames(row["num_frames"], chance)))
 
     def example(self, row: Row, video: Float[Tensor, "3 T H W"]) -> VideoExample:
         """A clip with its name, and its label where there is one.
@@ -91,22 +90,6 @@ class VideoFiles(IndexedDataset):
         (label,) = self.classes
         return LabelledVideoExample(
             video=video, labels={label: row["label"]}, sample_id=row["sample_id"]
-        )
-
-    def clip_frames(self, row: Row, chance: torch.Generator) -> list[int]:
-        """Which frames make the clip.
-
-        Args:
-            row: its row.
-            chance: decides the first frame, in training.
-        """
-        return clip_indices(
-            row["num_frames"],
-            num_frames=self.config.num_frames,
-            stride=self.config.stride,
-            start=self.start(),
-            short=self.config.short,
-            generator=chance,
         )
 
     def read_video(self, row: Row, indices: list[int]) -> Float[Tensor, "3 T H W"]:

@@ -209,9 +209,13 @@ class Waymo(IndexedDataset):
                 raise data_error(folder, problem, "a choice", "say which with layout=")
             if found:
                 return found[0], folder
-        wanted = {"auto": "v1 or v2"}.get(self.layout, self.layout)
-        expected = f"one of them with files of {wanted}: " + "; ".join(self.spec.layouts)
-        raise data_error(self.root, f"has no {' or '.join(names)} with files", expected, _FETCH)
+        files = {
+            "v1": f"{names[0]}/segment-<context>_with_camera_labels.tfrecord",
+            "v2": f"{names[0]}/camera_image/<context>.parquet and the same in camera_box/",
+        }
+        expected = " or ".join(files[k] for k in files if self.layout in ("auto", k))
+        fix = f"pass the folder that holds {names[0]}/; to get the files, {_FETCH}"
+        raise data_error(self.root, f"holds no files of split {self.split!r}", expected, fix)
 
     def watched(self) -> tuple[Path, ...]:
         """The folder of the split; of v2, those of pictures and boxes alone."""
@@ -240,9 +244,7 @@ class Waymo(IndexedDataset):
         rows = (
             [self._row_of(path, path.name, None) for path in _records(folder)]
             if layout == "v1"
-            else [
-                self._row_with_boxes(path) for path in sorted((folder / _IMAGES).glob("*.parquet"))
-            ]
+            else [self._row_with_boxes(path) for path in _tables(folder)]
         )
         return Listing(
             layout=f"{layout}, {folder.relative_to(self.root).as_posix()}",

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -88,9 +88,9 @@ class Validate(ValidateConfig):
     Exit status 1 where a split has too few of them.
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Name in the registry of probe-datasets."""
-    root: tyro.conf.Positional[str] = ""
+    root: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")] = ""
     """Folder of the data set; left out for data sets that need none."""
     json: bool = False
     """Write the report as JSON."""

@@ -46,6 +46,8 @@ class ValidateConfig:
     """Processes that read samples; 0 reads in this one."""
     threshold: float = 0.95
     """Share of the expected samples, 0 to 1, that every split must have for exit status 0."""
+    options: tuple[str, ...] = ()
+    """Options of the data set as NAME=VALUE, such as `sparse=True` or `split_file=mine.txt`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,6 +113,7 @@ def run_probe(
     """
     folder = Path(config.output)
     splits = {split: open_split(config.data, split) for split in ("train", "validation")}
+    check_classes(splits)
     task = load_task(config.task, splits["train"])
     backbone = load_backbone(
         config.features.backbone, config.features.pretrained, accelerator.device
@@ -172,6 +173,22 @@ def run_probe(
         records.write_record(folder / RECORD_FILE, record)
     finish(accelerator, folder)
     return record
+
+
+def check_classes(splits: Mapping[str, ClipDataset]) -> None:
+    """Checks that an index means the same class in every split.
+
+    Raises:
+        ValueError: naming the first label that differs.
+    """
+    first, *others = splits
+    for split in others:
+        for label, names in splits[first].classes.items():
+            if splits[split].classes.get(label) != names:
+                raise ValueError(
+                    f"the classes of {label!r} differ between {first} ({len(names)}) and {split} "
+                    f"({len(splits[split].classes.get(label, ()))}); use lists of the same classes"
+                )
 
 
 def identify(backbone: FrozenBackbone, config: ProbeConfig) -> BackboneIdentity:

@@ -1,34 +1,11 @@
-"""Class names of image and video data sets, and the class folders that files are sorted into."""
+"""Folders of files and of classes, listed by name."""
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines
+from probe_datasets.formats.files import data_error, walk_folder
 
-__all__ = ["class_folders", "file_names", "folder_files", "read_label_map"]
-
-_MAX_CLASSES = 100_000
-
-
-def read_label_map(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Class names of a text file with one name a line; the index is the rank of the line.
-
-    Args:
-        path: the file, such as a Kinetics label map.
-
-    Raises:
-        DataError: missing, a name twice, or more lines than there can be classes.
-    """
-    what = "a list of class names, one a line"
-    names: dict[str, int] = {}
-    for line, text in read_lines(path, what):
-        name = text.strip()
-        if name in names or len(names) >= _MAX_CLASSES:
-            problem = f"has {name[:60]!r} in line {names.get(name, line)} and again in line {line}"
-            raise data_error(path, problem, "each class once", FETCH_AGAIN)
-        names[name] = line
-    return tuple(names)
+__all__ = ["class_folders", "file_names", "folder_files"]
 
 
 def class_folders(folder: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -77,23 +54,19 @@ def folder_files(
 ) -> Iterator[tuple[str, str]]:
     """Every file with one of some extensions at any depth, as (path below the folder, stem).
 
-    Folders and files come in sorted order, links to folders are followed once, and what begins
-    with a dot is passed over. A folder that does not exist has no files.
+    They come in the order of `walk_folder`. A folder that does not exist has no files.
 
     Args:
         folder: where to look.
         extensions: in lower case and without the dot; files may have them in any case.
+
+    Raises:
+        DataError: a folder cannot be listed.
     """
-    visited: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(where).relative_to(folder).as_posix()
-        for name in sorted(files):
+    if not os.path.isdir(folder):
+        return
+    for below, names in walk_folder(folder):
+        for name in names:
             stem, _, extension = name.rpartition(".")
-            if stem and stem[0] != "." and extension.lower() in extensions:
-                yield (name if below == "." else f"{below}/{name}"), stem
+            if stem and extension.lower() in extensions:
+                yield f"{below}{name}", stem

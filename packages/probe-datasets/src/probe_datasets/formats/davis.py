@@ -52,6 +52,9 @@ def read_sequences(
     if split == "all":
         return class_folders(Path(root, "JPEGImages", resolution))
     path = Path(root, "ImageSets", str(year), f"{split}.txt")
+    if not path.exists():
+        fix = "unpack the whole archive, or take the split 'all', which needs no list"
+        raise data_error(root, "holds no list of the split", f"{path.relative_to(root)}", fix)
     what = "a list of sequences, or of frames such as /JPEGImages/480p/bear/00000.jpg"
     names: dict[str, None] = {}
     for line, text in read_lines(path, what):

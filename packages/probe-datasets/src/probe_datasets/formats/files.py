@@ -25,6 +25,7 @@ __all__ = [
     "read_lines",
     "real_number",
     "safe_path",
+    "walk_folder",
     "whole_number",
 ]
 
@@ -62,9 +63,9 @@ def check_relative(
         below: what the path is relative to, for the message.
 
     Raises:
-        DataError: it is empty, absolute, climbs with "..", or holds a NUL character.
+        DataError: it is empty, absolute, climbs with "..", or can name no file.
     """
-    if not relative or "\0" in relative:
+    if not relative or "\0" in relative or not _can_be_named(relative):
         problem = f"names a file {relative[:80]!r} that cannot exist"
     elif relative.startswith(("/", "\\")) or relative[1:3] in (":/", ":\\"):
         problem = f"names the absolute path {relative[:80]!r}"
@@ -74,6 +75,15 @@ def check_relative(
         return relative
     fix = "take the list from its official source"
     raise data_error(source, problem, f"a path below {below}", fix)
+
+
+def _can_be_named(text: str) -> bool:
+    """Whether a file can have this name, which half a character of JSON cannot be part of."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def safe_path(
@@ -102,6 +112,35 @@ def safe_path(
             source, problem, "a file below that folder", "pass the folder that the link points into"
         )
     return path
+
+
+def walk_folder(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+    """A folder and every folder below it, as (path that its files begin with, their names).
+
+    The path is below the folder and ends with a slash, or is empty for the folder itself. All is
+    sorted; links to folders are followed once, and what begins with a dot is passed over.
+
+    Args:
+        folder: where to begin.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        problem = f"cannot be listed ({error.strerror or error})"
+        raise data_error(error.filename, problem, "a readable folder", "check it") from error
+
+    visited: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(where)
+        if real in visited:  # a link back into the tree
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        below = os.path.relpath(where, folder)
+        yield "" if below == "." else f"{below}/", sorted(name for name in names if name[0] != ".")
 
 
 def file_size(path: str | os.PathLike[str], what: str) -> int:

@@ -23,7 +23,6 @@ from probe_datasets.formats.files import (
 __all__ = [
     "NUM_CLASSES",
     "NUM_IMAGES",
-    "class_indices",
     "find_layout",
     "folder_wnids",
     "official_wnids",
@@ -39,25 +38,6 @@ NUM_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
-
-
-def class_indices(wnids: Sequence[str], path: str | os.PathLike[str]) -> Mapping[str, int]:
-    """Index of each class: its rank among all 1,000.
-
-    Args:
-        wnids: the ids of all classes in any order.
-        path: where they come from, for the message.
-
-    Raises:
-        DataError: not 1,000 different ids; a rank among fewer would be another class's index.
-    """
-    strange = [wnid for wnid in wnids if not _WNID.fullmatch(wnid)]
-    if strange or len(set(wnids)) != NUM_CLASSES:
-        problem = f"gives {len(set(wnids))} different classes"
-        problem += f", among them {strange[0][:40]!r}" if strange else ""
-        fix = "pass a list of all classes, such as LOC_synset_mapping.txt, for a subset"
-        raise data_error(path, problem, f"{NUM_CLASSES} ids such as n01440764", fix)
-    return {wnid: i for i, wnid in enumerate(sorted(set(wnids)))}
 
 
 @cache

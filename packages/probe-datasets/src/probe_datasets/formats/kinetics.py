@@ -78,18 +78,18 @@ class ClipFiles:
     """Rows without a file of whose video another part is there, or one of unknown times."""
 
 
-def read_table(
-    path: str | os.PathLike[str], *, classes: Sequence[str] | None = None
-) -> KineticsTable:
+def read_table(path: str | os.PathLike[str]) -> KineticsTable:
     """A table `train.csv`, `val.csv` or `test.csv`, read line by line.
 
     Args:
         path: the file, with a header that names its columns.
-        classes: class names in the order of their indices. By default the sorted names of this
-            table, which are all of them in a table that holds every class.
+
+    Returns:
+        Its rows. Classes are the sorted names of this table, which are all of them in a table that
+        holds every class.
 
     Raises:
-        DataError: missing, no such table, a row that does not fit, or a class that is not known.
+        DataError: missing, no such table, or a row that does not fit.
     """
     lines = read_lines(path, _WHAT)
     _, header = next(lines)
@@ -102,7 +102,7 @@ def read_table(
         columns.index(name) for name in ("youtube_id", "time_start", "time_end")
     )
     label_column = columns.index("label") if "label" in columns else -1
-    known = {name: i for i, name in enumerate(classes or ())}
+    known: dict[str, int] = {}
     ids, labels, starts, ends = bytearray(), array("i"), array("i"), array("i")
     for number, text in lines:
         try:
@@ -120,8 +120,8 @@ def read_table(
                 name = fields[label_column].strip().strip('"')
                 label = known.get(name, -1)
                 if label < 0:
-                    if classes is not None or not name or len(known) >= _MAX_CLASSES:
-                        raise ValueError(f"the class {name[:60]!r}, which is not known,")
+                    if not name or len(known) >= _MAX_CLASSES:
+                        raise ValueError("no class" if not name else "too many classes")
                     label = known[name] = len(known)
         except (ValueError, csv.Error) as error:
             problem = f"has {error} in line {number}"
@@ -132,9 +132,8 @@ def read_table(
         ends.append(int(end))
     if not starts:
         raise data_error(path, "holds no rows", _WHAT, FETCH_AGAIN)
-    names = tuple(classes) if classes is not None else tuple(sorted(known))
-    found = np.array(labels, np.int32)
-    if classes is None and known:  # from the order of appearance to the order of names
+    names, found = tuple(sorted(known)), np.array(labels, np.int32)
+    if known:  # from the order of appearance to the order of names
         rank = {name: i for i, name in enumerate(names)}
         found = np.array([rank[name] for name in known], np.int32)[found]
     return KineticsTable(
@@ -210,7 +209,8 @@ def find_clips(root: str | os.PathLike[str], split: str, table: KineticsTable) -
                     elsewhere[row] = True
     if not named:
         expected = "files such as abcdefghijk_000012_000022.mp4, flat or in class folders"
-        problem = f"holds none for split {split!r} in {folder or 'the root'}"
-        raise data_error(root, problem, expected, f"looked for {', '.join(candidates)}")
+        problem = f"holds no videos of split {split!r} in {folder or 'the root'}"
+        fix = f"name them so, in one of {', '.join(candidates)} or the root"
+        raise data_error(root, problem, expected, fix)
     elsewhere &= np.frombuffer(rank, np.uint8) == 0
     return ClipFiles(paths=paths, elsewhere=elsewhere)

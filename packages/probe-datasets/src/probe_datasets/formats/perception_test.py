@@ -90,7 +90,7 @@ def parse_video(name: str, entry: Any, path: str | os.PathLike[str]) -> TrackedV
     def wrong(what: str, expected: str) -> DataError:
         return data_error(path, f"has {what} in {name[:40]!r}", expected, FETCH_AGAIN)
 
-    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+    if not name.isprintable() or name[:1] in ("", ".") or "/" in name or "\\" in name:
         raise data_error(path, f"names a video {name[:40]!r}", "a plain file name", FETCH_AGAIN)
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     tracks = entry.get("point_tracking") if isinstance(entry, dict) else None

@@ -1,17 +1,10 @@
-"""Places365-Standard: the official lists, and the "easyformat" with a folder for each class.
-
-Axes: `N` lines of a list.
-"""
+"""Places365-Standard: the official lists, and the "easyformat" with a folder for each class."""
 
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Int32
-from numpy import ndarray
 
 from probe_datasets.formats.files import (
     FETCH_AGAIN,
@@ -30,7 +23,6 @@ __all__ = [
     "iterate_list",
     "official_categories",
     "read_categories",
-    "read_list",
 ]
 
 NUM_CLASSES = 365
@@ -82,42 +74,18 @@ def official_categories() -> tuple[str, ...]:
     return tuple(f"/{name[0]}/{name}" for name in names)
 
 
-def read_list(
-    path: str | os.PathLike[str], *, labelled: bool = True, num_classes: int = NUM_CLASSES
-) -> tuple[list[str], Int32[ndarray, " N"]]:
-    """All pictures and classes of a list; see `iterate_list`.
-
-    Args:
-        path: the list.
-        labelled: False for the list of the test split, which names no classes.
-        num_classes: classes that there are.
-
-    Returns:
-        Paths and classes.
-
-    Raises:
-        DataError: as of `iterate_list`.
-    """
-    pairs = list(iterate_list(path, labelled=labelled, num_classes=num_classes))
-    return [relative for relative, _ in pairs], np.array([label for _, label in pairs], np.int32)
-
-
-def iterate_list(
-    path: str | os.PathLike[str], *, labelled: bool = True, num_classes: int = NUM_CLASSES
-) -> Iterator[tuple[str, int]]:
+def iterate_list(path: str | os.PathLike[str]) -> Iterator[tuple[str, int]]:
     """Pictures and classes of a list, `<path> <class>` a line, in memory that does not grow.
 
     A list that is cut within its last class cannot be told from a whole one, except in the train
     list, whose paths name the class: there a folder must have one class.
 
     Args:
-        path: `places365_train_standard.txt`, `places365_val.txt` or `places365_test.txt`.
-        labelled: False for the list of the test split, which names no classes.
-        num_classes: classes that there are.
+        path: `places365_train_standard.txt` or `places365_val.txt`.
 
     Yields:
         Path below the folder of the split's pictures, without the slash that it begins with in the
-        train list; and class, -1 where there are none.
+        train list; and class.
 
     Raises:
         DataError: missing, a path that leaves the folder, a class that there is not, or two classes
@@ -126,12 +94,12 @@ def iterate_list(
     what = "a list of pictures and classes, '/a/airfield/00000001.jpg 0' and so on"
     by_folder: dict[str, int] = {}
     for line, text in read_lines(path, what):
-        relative, _, number = text.strip().rpartition(" ") if labelled else (text.strip(), "", "-1")
-        label = int(number) if number.isdigit() and len(number) < 6 else -1
-        if not relative or (labelled and not 0 <= label < num_classes):
+        relative, _, number = text.strip().rpartition(" ")
+        label = int(number) if number.isascii() and number.isdigit() and len(number) < 6 else -1
+        if not relative or not 0 <= label < NUM_CLASSES:
             problem = f"has {text[:80]!r} in line {line}"
-            raise data_error(path, problem, f"a path and a class below {num_classes}", FETCH_AGAIN)
-        if labelled and relative[0] == "/":
+            raise data_error(path, problem, f"a path and a class below {NUM_CLASSES}", FETCH_AGAIN)
+        if relative[0] == "/":
             first = by_folder.setdefault(relative.rpartition("/")[0], label)
             if first != label:
                 problem = f"has class {label} in line {line} for a folder of class {first}"

@@ -95,7 +95,9 @@ def load_plain(data: memoryview, path: str | os.PathLike[str]) -> Any:
         raise
     except RecursionError as error:
         raise _refused(path, "it is nested without end") from error
-    except (ValueError, TypeError, LookupError, OverflowError, struct.error) as error:
+    except LookupError as error:  # an instruction or an object that there is not
+        raise _refused(path, "it is damaged, or no pickle") from error
+    except (ValueError, TypeError, OverflowError, struct.error) as error:
         raise _refused(path, str(error) or type(error).__name__) from error
 
 

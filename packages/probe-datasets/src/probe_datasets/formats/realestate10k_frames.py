@@ -1,11 +1,12 @@
-"""Where the frames of RealEstate10K's clips are: the four ways in which people keep them.
+"""Where the frames of RealEstate10K's clips are, in three of the ways in which people keep them.
 
 The data set holds addresses and poses, no pictures. A frame is found by its row in the pose file:
 
 * "frames": a picture a frame, `<clip>/<timestamp>.png` or `.jpg`;
 * "clips": a video a clip, whose frame k belongs to row k;
-* "videos": whole videos as downloaded, in which the frame nearest to the timestamp is taken;
-* "chunks": pixelSplat's `.torch` files with poses and JPEGs together.
+* "videos": whole videos as downloaded, in which the frame nearest to the timestamp is taken.
+
+The fourth are pixelSplat's chunks; see `realestate10k_chunks`.
 """
 
 import os
@@ -19,25 +20,18 @@ from numpy import ndarray
 
 from probe_datasets.formats.files import data_error, safe_path
 from probe_datasets.formats.realestate10k import ClipPoses, plain_name
-from probe_datasets.formats.realestate10k_chunks import ChunkClip, read_chunk, read_chunk_index
 from probe_datasets.frame_index import frame_index
 
 __all__ = [
-    "LAYOUTS",
-    "ChunkClip",
     "FrameFinder",
     "FrameSource",
-    "find_frames",
     "find_pose_files",
     "nearest_frames",
     "picture_run",
-    "read_chunk",
-    "read_chunk_index",
     "row_pictures",
     "video_frames",
 ]
 
-LAYOUTS = ("frames", "clips", "videos", "chunks")
 _PICTURES = ("png", "jpg", "jpeg")
 _VIDEOS = ("mp4", "webm", "mkv", "mov")
 
@@ -72,20 +66,6 @@ def find_pose_files(root: str | os.PathLike[str], split: str) -> list[Path]:
                 return [folder / entry for entry in found]
     problem = f"holds no pose files of split {split!r}"
     raise data_error(root, problem, f"<clip>.txt in one of {', '.join(tried)}", "check the folder")
-
-
-def find_frames(root: str | os.PathLike[str], split: str, poses: ClipPoses) -> FrameSource | None:
-    """Where the frames of a clip are below a root; None where they are not there.
-
-    Args:
-        root: the folder that holds the pictures or videos.
-        split: "train" or "test".
-        poses: the clip.
-
-    Raises:
-        DataError: the clip's name is no file name, or a link leaves the root.
-    """
-    return FrameFinder(root, split).find(poses.clip, poses.video)
 
 
 class FrameFinder:
@@ -139,7 +119,7 @@ def row_pictures(source: FrameSource, poses: ClipPoses) -> dict[int, Path]:
     """Pictures of a clip in the "frames" layout, by the row that has their timestamp.
 
     Args:
-        source: what `find_frames` returned.
+        source: what `FrameFinder.find` returned.
         poses: the clip.
 
     Returns:
@@ -174,7 +154,7 @@ def picture_run(source: FrameSource, poses: ClipPoses) -> tuple[str, int, int]:
     """The longest run of rows that have a picture, the first of equally long ones.
 
     Args:
-        source: what `find_frames` returned.
+        source: what `FrameFinder.find` returned.
         poses: the clip.
 
     Returns:
@@ -202,7 +182,7 @@ def video_frames(source: FrameSource, poses: ClipPoses) -> Int64[ndarray, " N"]:
     """Frame of a clip's own or a whole video that belongs to each row, without decoding.
 
     Args:
-        source: what `find_frames` returned.
+        source: what `FrameFinder.find` returned.
         poses: the clip.
 
     Raises:

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
-from numpy import ndarray
 
 from probe_datasets.formats.files import FETCH_AGAIN, data_error, read_lines, safe_path
-from probe_datasets.formats.rgbd import read_depth, read_intrinsics, read_pose
-from probe_datasets.formats.still_images import read_rgb
+from probe_datasets.formats.rgbd import read_intrinsics
 
 __all__ = [
     "SPLIT_SIZES",
@@ -28,7 +25,6 @@ __all__ = [
     "find_sens",
     "find_split",
     "name_patterns",
-    "read_exported_frame",
     "read_scene_file",
     "read_split",
 ]
@@ -210,34 +206,6 @@ def find_exported(root: str | os.PathLike[str], scene: str) -> ExportedScene | N
                         incomplete=tuple(sorted(every - set(complete))),
                     )
     return None
-
-
-def read_exported_frame(
-    scene: ExportedScene, index: int
-) -> tuple[
-    UInt8[ndarray, "H W 3"],
-    Float32[ndarray, "h w"],
-    Bool[ndarray, "h w"],
-    Float32[ndarray, "3 4"],
-    bool,
-]:
-    """Colour, depth in metres, its validity, world-to-camera pose and its validity of one frame.
-
-    Args:
-        scene: what `find_exported` returned.
-        index: which of its frames, from 0.
-
-    Raises:
-        IndexError: there is no such frame.
-        DataError: one of its files is missing or damaged.
-    """
-    if not 0 <= index < len(scene.frames):
-        raise IndexError(f"frame {index} is outside the scene of {len(scene.frames)} frames")
-    frame = scene.frames[index]
-    color = read_rgb(safe_path(scene.folder, frame.color))
-    depth, valid = read_depth(safe_path(scene.folder, frame.depth))
-    pose, tracked = read_pose(safe_path(scene.folder, frame.pose))
-    return color, depth, valid, pose, tracked
 
 
 def name_patterns(scene: ExportedScene) -> tuple[str, str, str]:

@@ -272,7 +272,7 @@ def _world_to_camera(
 def _color(index: SensIndex, frame: int, data: bytes) -> UInt8[ndarray, "H W 3"]:
     height, width = index.color_size
     if index.color_compression == _RAW:
-        pixels = np.frombuffer(data, np.uint8)
+        pixels = np.frombuffer(bytearray(data), np.uint8)  # which may be written to
         return rearrange(pixels, "(H W c) -> H W c", H=height, W=width)
     formats = {_PNG: ("PNG",), _JPEG: ("JPEG",)}.get(index.color_compression, ("JPEG", "PNG"))
     try:

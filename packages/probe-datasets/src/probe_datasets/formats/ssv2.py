@@ -30,6 +30,7 @@ NUM_CLASSES = 174
 
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _FOLDERS = ("20bn-something-something-v2", "videos", "")
+_LIST_FOLDERS = ("", "labels", "annotations")
 _EXTENSIONS = ("webm", "mp4")
 
 
@@ -54,13 +55,11 @@ def find_annotations(root: str | os.PathLike[str], kind: str) -> Path:
         DataError: none is there.
     """
     names = [f"something-something-v2-{kind}.json", f"{kind}.json"]
-    tried = [f"{folder}{name}" for name in names for folder in ("", "labels/", "annotations/")]
-    for name in tried:
-        path = Path(root, name)
+    for path in (Path(root, folder, name) for name in names for folder in _LIST_FOLDERS):
         if path.is_file():
             return path
-    problem = f"holds no annotations {kind!r}"
-    raise data_error(root, problem, " or ".join(tried), "copy them there")
+    expected = f"{' or '.join(names)}, there or in labels/ or annotations/"
+    raise data_error(root, f"holds no annotations {kind!r}", expected, "copy them there")
 
 
 def find_videos(root: str | os.PathLike[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -24,8 +24,7 @@ from probe_datasets.formats.protobuf import ProtobufError, fields, read_varint
 from probe_datasets.formats.tfrecord import HEADER_SIZE, read_prefix, read_record, record_index
 from probe_datasets.formats.waymo_boxes import WaymoBoxes, corners
 
-__all__ = ["CAMERAS", "WaymoFrame", "WaymoSegment", "WaymoV1Segment", "labelled_frames"]
-__all__ += ["open_v1", "parse_frame"]
+__all__ = ["CAMERAS", "WaymoFrame", "WaymoV1Segment", "labelled_frames", "open_v1", "parse_frame"]
 
 CAMERAS = {"FRONT": 1, "FRONT_LEFT": 2, "FRONT_RIGHT": 3, "SIDE_LEFT": 4, "SIDE_RIGHT": 5}
 """Numbers of the cameras."""
@@ -49,25 +48,6 @@ class WaymoFrame:
     """JPEG."""
     labels: WaymoBoxes | None
     """2-D labels; None where the camera was not labelled, which differs from no objects."""
-
-
-@runtime_checkable
-class WaymoSegment(Protocol):
-    """A drive of about twenty seconds, seen by one camera."""
-
-    @property
-    def path(self) -> Path:
-        """The file with the pictures."""
-        ...
-
-    @property
-    def timestamps(self) -> Int64[np.ndarray, " n"]:
-        """Microseconds of each frame, ascending."""
-        ...
-
-    def frames(self, ranks: Sequence[int]) -> list[WaymoFrame]:
-        """Frames by their rank in time; reads those alone."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from einops import rearrange
 
-from probe_datasets.clips import ClipConfig, clip_indices
+from probe_datasets.clips import ClipConfig
 from probe_datasets.formats.class_names import folder_files
 from probe_datasets.formats.files import data_error
 from probe_datasets.formats.tapvid import frames_offset, read_point_frames, read_point_video
@@ -170,14 +170,7 @@ class TapVid(IndexedDataset):
         Raises:
             DataError: the frames cannot be read.
         """
-        indices = clip_indices(
-            row["num_frames"],
-            num_frames=self.config.num_frames,
-            stride=self.config.stride,
-            start=self.start(),
-            short=self.config.short,
-            generator=chance,
-        )
+        indices = self.clip_frames(row["num_frames"], chance)
         count, size = row["num_frames"], (row["height"], row["width"])
         pixels = read_point_frames(
             self.root / row["path"], indices, offset=row["offset"], size=size
