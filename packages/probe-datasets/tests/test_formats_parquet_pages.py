@@ -17,7 +17,7 @@ def table() -> pa.Table:
         {
             "number": pa.array(rng.integers(0, 1 << 60, 20_000)),
             "text": pa.array([f"name {i % 7}" * 20 for i in range(20_000)]),
-            "nested": pa.array([[0.5] * 3, None] * 10_000, pa.list_(pa.float64(), 3)),
+            "nested": pa.array([[0.5] * 3, None] * 10_000, pa.list_(pa.float64())),
             "empty": pa.array([None] * 20_000, pa.int8()),
         }
     )
