@@ -67,6 +67,7 @@ def test_still_clips_do_not_change() -> None:
     assert torch.equal(video, video[:, :1].expand_as(video))
 
 
+@pytest.mark.slow
 def test_no_single_frame_tells_the_action() -> None:
     """A linear classifier on a whole frame is at chance; whether anything moves is easy to see."""
     dataset = shapes(num_clips=1200, size=16, num_frames=3, stride=8)
