@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,7 @@ def test_every_record_is_complete(name: str):
     spec = DATASETS[name]
     assert spec.name == name
     assert spec.task in TASKS
-    options = signature(spec.load_builder()).parameters
+    options = spec.options()
     assert {"split", "clip", "seed"} <= set(options)
     assert ("root" in options) == spec.needs_root
     if name in PUBLISHED:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import pyarrow as pa
 import torch
@@ -16,8 +16,8 @@ from probe_datasets.formats.davis import VOID, find_sequence, read_mask, read_se
 from probe_datasets.formats.files import DataError, data_error, file_size
 from probe_datasets.formats.still_images import read_rgb
 from probe_datasets.index import Listing
-from probe_datasets.indexed import IndexedDataset
-from probe_datasets.scan import Progress, Row
+from probe_datasets.indexed import IndexedDataset, OpenOptions
+from probe_datasets.scan import Row
 from probe_datasets.schema import SegmentationExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_nearest, crop_resize
@@ -60,14 +60,9 @@ class Davis(IndexedDataset):
     Args:
         root: the folder `DAVIS`, or the one that holds it.
         split: "train", "validation", or "all" for every folder of pictures.
-        clip: which frames, and how large.
-        seed: decides the first frames where these are random.
         year: 2017, or 2016, whose lists have 30 and 20 sequences.
         resolution: "480p" or "Full-Resolution".
-        augment: whether the first frame is random; not by default.
-        on_error: "raise" on the first sample that cannot be read, or "skip".
-        workers: processes that scan files.
-        progress: called with (files scanned, files in all).
+        common: see `IndexedDataset`; nothing is random unless `augment` is true.
 
     Raises:
         DataError: the folder is not as expected, or a sample is bad under "raise".
@@ -91,30 +86,16 @@ class Davis(IndexedDataset):
         root: str | os.PathLike[str],
         split: str,
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         year: int = 2017,
         resolution: str = "480p",
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         if year not in YEARS:
             raise ValueError(f"year {year} must be one of {', '.join(map(str, YEARS))}")
         if resolution not in RESOLUTIONS:
             raise ValueError(f"resolution {resolution!r} must be one of {', '.join(RESOLUTIONS)}")
         self.year, self.resolution = year, resolution
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     def listing_options(self) -> Mapping[str, Any]:
         """Which sequences, and of which size."""

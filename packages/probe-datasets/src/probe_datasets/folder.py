@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import pyarrow as pa
 import torch
@@ -14,8 +14,9 @@ from probe_datasets.clips import ClipConfig
 from probe_datasets.containers import VIDEO_CONTAINERS
 from probe_datasets.formats.files import data_error, walk_folder
 from probe_datasets.index import Listing
+from probe_datasets.indexed import OpenOptions
 from probe_datasets.picture_files import still_clip
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import VideoExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.video_files import VIDEO_COLUMNS, VideoFiles, scan_file, scan_file_fully
@@ -50,17 +51,11 @@ class FolderDataset(VideoFiles):
     Args:
         root: the folder.
         split: "train", "validation" or "all".
-        clip: which frames, and how large.
-        seed: decides the random starts.
         media: "videos", or "images", each of which is a clip that stands still.
         labels: "none"; or "folders", by which the first folder below `root` names the class.
-        augment: whether starts are random; by default in train and all.
-        on_error: "raise" on files that cannot be read or are shorter than a clip; or "skip" them,
-            and say which and why in `coverage`.
         verify: decode every video once to find corrupt frames: about a full decode of the data,
             done again only for files that changed.
-        workers: processes that scan files.
-        progress: called with (files scanned, files in the split) while the index is made.
+        common: see `IndexedDataset`; starts are random in train and all.
 
     Raises:
         DataError: a file is bad under "raise", none can be used, or there are none.
@@ -77,15 +72,10 @@ class FolderDataset(VideoFiles):
         root: str | os.PathLike[str],
         split: str = "train",
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         media: str = "videos",
         labels: str = "none",
-        augment: bool | None = None,
-        on_error: str = "raise",
         verify: bool = True,
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         if media not in MEDIA:
             raise ValueError(f"media {media!r} must be one of {', '.join(MEDIA)}")
@@ -94,16 +84,7 @@ class FolderDataset(VideoFiles):
         self.media, self.labels, self.verify = media, labels, verify
         self.listed = pa.schema([("label", pa.int32())] if labels == "folders" else [])
         self.scanned = VIDEO_COLUMNS if media == "videos" else pa.schema([])
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     def scan(self) -> Scan | None:
         """Counts a video's frames, and with `verify` decodes them all."""

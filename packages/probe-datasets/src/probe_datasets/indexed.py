@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,18 @@ from probe_datasets.scan import Progress, Row, Scan
 from probe_datasets.schema import Coverage, FailedExample, VideoExample
 from probe_datasets.spec import DatasetSpec
 
-__all__ = ["EmptySplitError", "IndexedDataset"]
+__all__ = ["EmptySplitError", "IndexedDataset", "OpenOptions"]
+
+
+class OpenOptions(TypedDict, total=False):
+    """What every dataset of files takes beside root and split; see `IndexedDataset`."""
+
+    clip: ClipConfig | None
+    seed: int
+    augment: bool | None
+    on_error: str
+    workers: int | None
+    progress: Progress | None
 
 
 class EmptySplitError(DataError):

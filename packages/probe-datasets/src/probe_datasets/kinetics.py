@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,8 @@ from probe_datasets.formats.kinetics import (
     read_table,
 )
 from probe_datasets.index import Listing
-from probe_datasets.scan import Progress, Row
+from probe_datasets.indexed import OpenOptions
+from probe_datasets.scan import Row
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.video_files import VideoFiles
 
@@ -84,13 +85,8 @@ class Kinetics400(VideoFiles):
     Args:
         root: the folder of the data.
         split: "train", "validation" or "test"; the last where its table has labels.
-        clip: which frames, and how large.
-        seed: decides the first frames.
         annotations: the table of the split, where it is not in a place that is looked into.
-        augment: whether the first frame is random; by default in training.
-        on_error: "raise" on the first sample that cannot be read, or "skip".
-        workers: processes that scan files.
-        progress: called with (files scanned, files in all).
+        common: see `IndexedDataset`.
 
     Raises:
         DataError: the folder is not as expected, or a sample is bad under "raise".
@@ -106,25 +102,11 @@ class Kinetics400(VideoFiles):
         root: str | os.PathLike[str],
         split: str,
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         annotations: str | os.PathLike[str] | None = None,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         self.annotations = None if annotations is None else Path(annotations)
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     def watched(self) -> tuple[Path, ...]:
         """The folder, and a table outside of it with those beside it."""

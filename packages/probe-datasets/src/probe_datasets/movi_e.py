@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,8 @@ from probe_datasets.formats.movi_e import read_movi_e
 from probe_datasets.formats.movi_e_files import MoviShard, MoviSplit, find_movi_e, shard_index
 from probe_datasets.formats.movi_e_tracks import example_tracks, sample_queries
 from probe_datasets.index import Listing
-from probe_datasets.indexed import IndexedDataset
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.indexed import IndexedDataset, OpenOptions
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import PointTrackExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_resize
@@ -90,12 +90,7 @@ class MoviE(IndexedDataset):
         split: "train", "validation" or "test".
         config: which configuration, such as "256x256", where there are several.
         num_points: tracks in an example; where there are fewer, the rest is padding.
-        clip: see `IndexedDataset`, as for all that follow.
-        seed: see there.
-        augment: see there.
-        on_error: see there.
-        workers: see there.
-        progress: see there.
+        common: see `IndexedDataset`.
 
     Raises:
         DataError: the files are not as expected.
@@ -119,26 +114,12 @@ class MoviE(IndexedDataset):
         *,
         config: str | None = None,
         num_points: int = 64,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         if num_points < 1:
             raise ValueError(f"num_points {num_points} must be at least 1")
         self.resolution, self.num_points = config, num_points
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     @cached_property
     def files(self) -> MoviSplit:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,9 @@ from probe_datasets.formats.files import data_error, safe_path
 from probe_datasets.formats.perception_test import TrackedVideo, read_annotations
 from probe_datasets.frame_index import FrameIndex
 from probe_datasets.index import Listing
+from probe_datasets.indexed import OpenOptions
 from probe_datasets.point_tracks import query_tracks
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import PointTrackExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_resize
@@ -98,13 +99,9 @@ class PerceptionTest(VideoFiles):
     Args:
         root: the folder of the data.
         split: "train" or "validation".
-        clip: which frames, and how large.
-        seed: decides the first frames where these are random.
         num_points: tracks in an example, with padding.
-        augment: whether the first frame is random; not by default.
-        on_error: "raise" on the first sample that cannot be read, or "skip".
-        workers: processes that scan files.
-        progress: called with (files scanned, files in all).
+        common: see `IndexedDataset`; nothing is random unless `augment` is
+            true.
 
     Raises:
         DataError: the folder is not as expected, or a sample is bad under "raise".
@@ -126,27 +123,13 @@ class PerceptionTest(VideoFiles):
         root: str | os.PathLike[str],
         split: str,
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         num_points: int = 64,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         if num_points < 1:
             raise ValueError(f"num_points {num_points} must be at least 1")
         self.num_points = num_points
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     def scan(self) -> Scan:
         """Counts frames without decoding them, and compares their number with the tracks'."""

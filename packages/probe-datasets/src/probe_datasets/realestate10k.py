@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +43,8 @@ from probe_datasets.formats.realestate10k_frames import (
 from probe_datasets.formats.still_images import read_rgb
 from probe_datasets.frame_index import FrameIndex, frame_index
 from probe_datasets.index import Listing
-from probe_datasets.indexed import IndexedDataset
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.indexed import IndexedDataset, OpenOptions
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import CameraExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_resize
@@ -111,14 +111,9 @@ class RealEstate10K(IndexedDataset):
     Args:
         root: the folder that holds the pose files and the frames, or chunks.
         split: "train" or "test".
-        clip: which frames, and how large.
-        seed: decides the random starts.
         scale_table: metres in a unit of length of each clip, as JSON {clip: metres} or as CSV lines
             clip,metres. Clips that it does not have are failed samples.
-        augment: whether starts are random; by default in training.
-        on_error: "raise" on clips that cannot be read or are too short; or "skip" and count them.
-        workers: processes that scan files.
-        progress: called with (files scanned, files in the split) while the index is made.
+        common: see `IndexedDataset`.
 
     Raises:
         DataError: there are no pose files or no frames, or a clip is bad under "raise".
@@ -141,13 +136,8 @@ class RealEstate10K(IndexedDataset):
         root: str | os.PathLike[str],
         split: str,
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         scale_table: str | os.PathLike[str] | None = None,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         self._chunked = split in SPEC.splits and Path(root, split, "index.json").is_file()
         self._scales: Mapping[str, float] | None = None
@@ -158,16 +148,7 @@ class RealEstate10K(IndexedDataset):
             self._scales_hash = hashlib.sha256(content).hexdigest()
         names = [("sample_id", pa.binary())] if self._chunked else []  # a chunk holds many
         self.scanned = pa.schema([*names, *_SCANNED])
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     @property
     def metric(self) -> bool:

@@ -1,7 +1,6 @@
 """Every dataset by name."""
 
 from difflib import get_close_matches
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,11 @@ def open_dataset(
         raise ValueError(f"dataset {name!r} needs root, the folder that holds its files")
     if not spec.needs_root and root is not None:
         raise ValueError(f"dataset {name!r} is generated; leave root={str(root)!r} out")
-    builder = spec.load_builder()
     given = ("root", "split", "clip", "seed")
-    known = [option for option in signature(builder).parameters if option not in given]
+    known = [option for option in spec.options() if option not in given]
     if unknown := sorted(set(options) - set(known)):
         choice = ", ".join(known)
         raise ValueError(f"dataset {name!r} has no option {unknown[0]!r}; it has {choice}")
     places = {"root": root} if spec.needs_root else {}
-    return builder(**places, split=split, clip=clip or spec.clip, seed=seed, **options)
+    build = spec.load_builder()
+    return build(**places, split=split, clip=clip or spec.clip, seed=seed, **options)

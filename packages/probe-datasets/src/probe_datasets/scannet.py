@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +37,8 @@ from probe_datasets.formats.sens import index_sens, read_sens_frame
 from probe_datasets.formats.sens_index import SensIndex
 from probe_datasets.formats.still_images import read_rgb
 from probe_datasets.index import Listing
-from probe_datasets.indexed import IndexedDataset
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.indexed import IndexedDataset, OpenOptions
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import DepthExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_nearest, crop_resize
@@ -101,16 +101,11 @@ class ScanNet(IndexedDataset):
     Args:
         root: the folder that holds the scenes, or `scans/`.
         split: "train", "validation" or "test".
-        clip: which frames, and how large.
-        seed: decides the random starts.
         split_file: a list of scenes, one a line, in the place of the official one.
         sparse: take exported frames as they come where their numbers have gaps, as in
             `scannet_frames_25k`, which has every hundredth frame; strides then count exported
             frames. Otherwise scenes with gaps are failed samples.
-        augment: whether starts are random; by default in training.
-        on_error: "raise" on scenes that cannot be read; or "skip" and count them.
-        workers: processes that scan files.
-        progress: called with (scenes scanned, scenes in the split) while the index is made.
+        common: see `IndexedDataset`.
 
     Raises:
         DataError: there is no list of the split, or a scene is bad under "raise".
@@ -134,28 +129,14 @@ class ScanNet(IndexedDataset):
         root: str | os.PathLike[str],
         split: str,
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         split_file: str | os.PathLike[str] | None = None,
         sparse: bool = False,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         self.split_file = None if split_file is None else Path(split_file)
         self.sparse = sparse
         self._scenes_hash = None if split_file is None else _content_hash(split_file)
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     def listing_options(self) -> Mapping[str, Any]:
         """The list of scenes that was passed, by its content, and whether gaps are allowed."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import Parameter, signature
+from typing import get_args
 
 from probe_datasets.clips import ClipConfig
 from probe_datasets.schema import ClipDataset
@@ -72,3 +74,13 @@ class DatasetSpec:
         """Import and return the class that reads or generates the dataset."""
         module, _, name = self.builder.partition(":")
         return getattr(import_module(module), name)
+
+    def options(self) -> tuple[str, ...]:
+        """Names of all that the builder takes, those of a shared TypedDict included."""
+        names: list[str] = []
+        for parameter in signature(self.load_builder()).parameters.values():
+            shared = (
+                get_args(parameter.annotation) if parameter.kind is Parameter.VAR_KEYWORD else ()
+            )
+            names += shared[0].__annotations__ if shared else [parameter.name]
+        return tuple(names)

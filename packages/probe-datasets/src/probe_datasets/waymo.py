@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +29,8 @@ from probe_datasets.formats.waymo import (
 from probe_datasets.formats.waymo_boxes import NO_BOXES, box_tracks, select_boxes, subsample
 from probe_datasets.formats.waymo_v2 import WaymoV2Segment, open_v2, read_boxes
 from probe_datasets.index import Listing
-from probe_datasets.indexed import IndexedDataset
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.indexed import IndexedDataset, OpenOptions
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import BoxTrackExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_resize
@@ -123,12 +123,7 @@ class Waymo(IndexedDataset):
         layout: one of `LAYOUTS`.
         max_boxes: objects in an example; where there are fewer, the rest is padding.
         min_area: least part of the square that a box takes in the first frame, in [0, 1].
-        clip: see `IndexedDataset`, as for all that follow.
-        seed: see there.
-        augment: see there.
-        on_error: see there.
-        workers: see there.
-        progress: see there.
+        common: see `IndexedDataset`.
 
     Raises:
         DataError: the files are not as expected.
@@ -159,12 +154,7 @@ class Waymo(IndexedDataset):
         layout: str = "auto",
         max_boxes: int = 25,
         min_area: float = 0.005,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         if camera not in CAMERAS:
             raise ValueError(f"camera {camera!r} must be one of {', '.join(CAMERAS)}")
@@ -176,16 +166,7 @@ class Waymo(IndexedDataset):
             )
         self.camera, self.layout = camera, layout
         self.max_boxes, self.min_area = max_boxes, min_area
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     @cached_property
     def files(self) -> tuple[str, Path]:

@@ -6,7 +6,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ from probe_datasets.formats.class_names import folder_files
 from probe_datasets.formats.files import data_error
 from probe_datasets.formats.tapvid import frames_offset, read_point_frames, read_point_video
 from probe_datasets.index import Listing
-from probe_datasets.indexed import IndexedDataset
+from probe_datasets.indexed import IndexedDataset, OpenOptions
 from probe_datasets.point_tracks import query_tracks
-from probe_datasets.scan import Progress, Row, Scan
+from probe_datasets.scan import Row, Scan
 from probe_datasets.schema import PointTrackExample
 from probe_datasets.spec import DatasetSpec
 from probe_datasets.transforms import crop_resize
@@ -84,13 +84,9 @@ class TapVid(IndexedDataset):
     Args:
         root: the folder of the archives.
         split: "test".
-        clip: which frames, and how large.
-        seed: decides the first frames where these are random.
         num_points: tracks in an example, with padding.
-        augment: whether the first frame is random; not by default.
-        on_error: "raise" on the first sample that cannot be read, or "skip".
-        workers: processes that scan files.
-        progress: called with (files scanned, files in all).
+        common: see `IndexedDataset`; nothing is random unless `augment` is
+            true.
 
     Raises:
         DataError: the folder is not as expected, or a sample is bad under "raise".
@@ -115,27 +111,13 @@ class TapVid(IndexedDataset):
         root: str | os.PathLike[str],
         split: str = "test",
         *,
-        clip: ClipConfig | None = None,
-        seed: int = 0,
         num_points: int = 64,
-        augment: bool | None = None,
-        on_error: str = "raise",
-        workers: int | None = None,
-        progress: Progress | None = None,
+        **common: Unpack[OpenOptions],
     ) -> None:
         if num_points < 1:
             raise ValueError(f"num_points {num_points} must be at least 1")
         self.num_points = num_points
-        super().__init__(
-            root,
-            split,
-            clip=clip,
-            seed=seed,
-            augment=augment,
-            on_error=on_error,
-            workers=workers,
-            progress=progress,
-        )
+        super().__init__(root, split, **common)
 
     def scan(self) -> Scan:
         """Reads every archive once."""
