@@ -117,6 +117,7 @@ def test_bfloat16_is_near_float32(
         assert error < (0.03 if name == "output" else 0.15), name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_unchecked")
 # Torch's own, while it traces.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")

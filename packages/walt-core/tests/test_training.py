@@ -372,11 +372,11 @@ def test_tiny_overfits_one_batch() -> None:
     """Latents, noise, noise levels and conditions stay; the loss goes below 5 % of its start."""
     torch.manual_seed(0)
     model = Walt(WALT_SIZES["tiny"])
-    latents = random(4, 8, 5, 4, 4)
-    draws = draw(latents, streams(0, 1, 2, 3), model.config)
+    latents = random(2, 8, 5, 4, 4)
+    draws = draw(latents, streams(0, 1), model.config)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
-    for _ in range(80):
+    for _ in range(60):
         loss = denoising_loss(model, latents, draws)
         loss.backward()
         optimizer.step()

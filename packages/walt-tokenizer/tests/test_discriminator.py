@@ -191,6 +191,7 @@ def test_gradients_of_the_penalty_reach_every_weight() -> None:
         assert bool(parameter.grad.abs().max() > 0) == name.endswith("weight"), name
 
 
+@pytest.mark.slow
 def test_learns_to_tell_clips_apart() -> None:
     """Thirty steps on two kinds of clips, which differ in how they move."""
     model = build()

@@ -230,6 +230,7 @@ def test_every_parameter_gets_a_gradient(build: Callable[..., VideoTokenizer]) -
         assert parameter.grad.any(), name
 
 
+@pytest.mark.slow
 def test_learns_one_batch() -> None:
     torch.manual_seed(0)
     tiny = VideoTokenizer(BASE)

@@ -19,7 +19,7 @@ from torch import Tensor
 from walt_tokenizer import Streaming, TokenizerConfig, VideoTokenizer
 from walt_tokenizer.ops import conv
 
-NUM_DRAWS = 40
+NUM_DRAWS = 24
 pytestmark = pytest.mark.slow
 
 
