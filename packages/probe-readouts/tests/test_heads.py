@@ -288,6 +288,7 @@ def test_same_seed_same_weights(head: Head) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("name", ["attentive", "depth", "points"])
 def test_compiles_as_one_graph(name: str) -> None:

@@ -9,6 +9,7 @@ import torch
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 def test_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -124,6 +124,13 @@ def test_the_file_says_what_it_is(path: Path) -> None:
     assert set(state) == set(build().state_dict())
 
 
+def test_equal_readouts_are_equal_files(path: Path, tmp_path: Path) -> None:
+    """So that the hash of a file says which readout it is."""
+    for number in range(8):
+        save_readout(build(), tmp_path / str(number), BACKBONE)
+        assert (tmp_path / str(number)).read_bytes() == path.read_bytes()
+
+
 def test_weights_that_are_views_are_saved(path: Path) -> None:
     readout = build()
     transposed = torch.randn(16, 3).T

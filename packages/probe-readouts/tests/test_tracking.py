@@ -260,6 +260,7 @@ def test_values_are_in_the_unit_square(kind: str) -> None:
     assert values.std() > 0.3
 
 
+@pytest.mark.slow
 # torch looks for the gradients of states, which are no leaves, as it traces.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -26,7 +26,7 @@ from probe_readouts.saving import BackboneIdentity, load_readout, save_readout, 
 from probe_readouts.time import resize_time, temporal_matrix
 from probe_readouts.tracking import BoxTrackReadout, PointTrackReadout, Tracks
 
-__version__ = "0.2.0"
+__version__ = "0.2.1"
 
 __all__ = [
     "READOUTS",

@@ -135,7 +135,8 @@ def save_readout(
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata must hold plain JSON values: {error}") from error
     with _replacing(Path(path)) as partial:
-        save_file(state, partial, {"format": "pt", HEADER: text})
+        # One entry: several are written in any order, and equal readouts would not be equal files.
+        save_file(state, partial, {HEADER: text})
 
 
 def load_readout(
