@@ -55,6 +55,24 @@ def test_it_is_the_loop_over_boxes() -> None:
     assert found == pytest.approx(np.mean(values), rel=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_masks_and_late_queries(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    videos, frames, queries = (int(size) for size in rng.integers((1, 2, 1), (4, 9, 6)))
+    shape = (videos, frames, queries)
+    pred, target = random_boxes(2 * seed, *shape), random_boxes(2 * seed + 1, *shape)
+    starts, valid = rng.integers(0, frames, size=(videos, queries)), rng.random(shape) < 0.7
+    starts[0, 0], valid[0, 1, 0] = 0, True  # one at least counts
+    values = [
+        counted_iou(pred[v, t, q], target[v, t, q])
+        for v, t, q in np.ndindex(*shape)
+        if t > starts[v, q] and valid[v, t, q]
+    ]
+    args = (torch.tensor(pred) / 8, torch.tensor(target) / 8)
+    found = compute(*args, torch.tensor(starts), torch.tensor(valid))
+    assert found == pytest.approx(np.mean(values), rel=1e-12, abs=1e-15)
+
+
 @pytest.mark.parametrize(
     "box",
     [

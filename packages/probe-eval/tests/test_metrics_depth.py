@@ -43,6 +43,22 @@ def test_it_is_the_loop_over_pixels(dtype: torch.dtype) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_and_masks(seed: int) -> None:
+    """The last two axes are pixels, or there is one of queries; masks let few or most count."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 7, size=rng.integers(2, 5)))
+    target = rng.uniform(0.1, 10.0, size=shape)
+    pred = target * rng.normal(1.0, rng.choice([0.1, 1.0]), size=shape)
+    target[rng.random(shape) < rng.choice([0.0, 0.5])] = rng.choice([0.0, -1.0, math.nan, math.inf])
+    valid = rng.random(shape) < rng.uniform(0.2, 1)
+    target.flat[0], valid.flat[0] = 2.0, True  # one at least counts
+    hidden = ~valid | ~np.isfinite(target) | (target <= 0)
+    pred[hidden] = rng.choice([0.0, math.nan, math.inf])
+    found = compute(torch.tensor(pred), torch.tensor(target), torch.tensor(valid))
+    assert found == pytest.approx(reference(pred, target, valid), rel=1e-12)
+
+
 def test_pixels_weigh_alike_and_images_do_not() -> None:
     target = torch.tensor([[2.0, 2.0, 2.0, 2.0], [2.0, 0.0, 0.0, 0.0]])
     pred = torch.tensor([[2.0, 2.0, 2.0, 2.0], [3.0, 9.0, 9.0, 9.0]])

@@ -1,7 +1,9 @@
 """The Frechet distance against its closed form and an independent matrix root."""
 
+import dataclasses
 import math
 import warnings
+from fractions import Fraction
 from functools import reduce
 from itertools import permutations
 
@@ -135,3 +137,89 @@ def test_what_is_refused() -> None:
         FrechetState.of(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(ValueError, match="empty"):
         FrechetState.of(torch.zeros(0, 3))
+
+
+def in_blocks(blocks: list[tuple[float, float, float]]) -> torch.Tensor:
+    """Covariance with blocks [[a, b], [b, c]] on the diagonal."""
+    return torch.block_diag(*(torch.tensor([[a, b], [b, c]]).double() for a, b, c in blocks))
+
+
+def trace_of_root(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Of the product of two such covariances: sqrt(tr + 2 sqrt(det)) of each block, exactly."""
+    total = 0.0
+    for start in range(0, len(first), 2):
+        rows = slice(start, start + 2)
+        one, two = (
+            [[Fraction(value) for value in row] for row in matrix[rows, rows].tolist()]
+            for matrix in (first, second)
+        )
+        trace = sum(one[i][j] * two[j][i] for i in (0, 1) for j in (0, 1))
+        det = [m[0][0] * m[1][1] - m[0][1] * m[1][0] for m in (one, two)]
+        assert min(det) >= 0
+        total += math.sqrt(float(trace) + 2 * math.sqrt(float(det[0] * det[1])))
+    return total
+
+
+@pytest.mark.parametrize("decades", [2, 6, 12])
+def test_ill_conditioned_covariances(decades: int) -> None:
+    """Blocks from 1 down to 10^-decades, which do not commute; some of them of rank 1."""
+    rng = np.random.default_rng(decades)
+    states, matrices = [], []
+    for _ in range(2):
+        blocks = []
+        for scale in np.logspace(0, -decades, 20):
+            a, c = scale * rng.uniform(0.5, 2, size=2)
+            blocks.append((a, rng.uniform(-0.99, 0.99) * math.sqrt(a * c), c))
+        blocks[3], blocks[7] = (1.0, 1.0, 1.0), (4.0, 2.0, 1.0)
+        matrices.append(in_blocks(blocks))
+        zeros = torch.zeros(40, dtype=torch.float64)
+        states.append(FrechetState(count=2, mean=zeros, scatter=matrices[-1]))
+    expected = sum(float(m.trace()) for m in matrices) - 2 * trace_of_root(*matrices)
+    found = frechet_distance(*states)
+    # 1e-9 of the traces: the rounding of an eigenvalue, 1e-16, has a root of 1e-8, against another.
+    assert found == pytest.approx(expected, abs=1e-9 * float(matrices[0].trace()))
+    turn = torch.linalg.qr(draw(1, 40, 40))[0]
+    turned = [dataclasses.replace(state, scatter=turn @ state.scatter @ turn.T) for state in states]
+    assert frechet_distance(*turned) == pytest.approx(
+        expected, abs=1e-7 * float(matrices[0].trace())
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_shapes_and_ranks(seed: int) -> None:
+    """SciPy's root of a singular product is good to 1e-5 or so, and may be complex."""
+    rng = np.random.default_rng(seed)
+    dim = int(rng.integers(1, 30))
+    first, second = (draw(10 * seed + i, int(rng.integers(2, 60)), dim, i) for i in (0, 1))
+    found = frechet_distance(FrechetState.of(first), FrechetState.of(second))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SciPy says that the product is singular
+        expected = reference(first, second)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_it_is_that_of_torchmetrics() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(Channels(), normalize=True)
+    metric.set_dtype(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.rand(2, 50, 3, 4, 4, generator=generator, dtype=torch.float64)
+    fake = fake**2
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    found = frechet_distance(*(FrechetState.of(Channels()(part)) for part in (real, fake)))
+    # 1e-9: torchmetrics sums outer products about the origin.
+    assert found == pytest.approx(float(metric.compute()), rel=1e-9)
+
+
+class Channels(torch.nn.Module):
+    """Mean of each channel and of its square."""
+
+    num_features = 6
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(2)
+        return torch.cat([flat.mean(dim=2), flat.square().mean(dim=2)], dim=1)

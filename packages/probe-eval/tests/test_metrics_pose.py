@@ -64,6 +64,34 @@ def test_it_is_the_loop_over_corners() -> None:
     assert compute(pred, target) == pytest.approx(means, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_numbers_and_masks(seed: int, dtype: torch.dtype) -> None:
+    """Predictions are no rotations; those of samples that do not count may be anything."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 7))
+    turns, shifts = rng.normal(size=(2, count, 3)) * rng.choice([0.01, 3.0])
+    target = torch.stack(
+        [
+            pose(Rotation.from_rotvec(turn), tuple(at))
+            for turn, at in zip(turns, shifts, strict=True)
+        ]
+    ).to(dtype)
+    pred = torch.tensor(rng.normal(size=(count, 3, 4)) * rng.choice([0.01, 1.0, 100.0])).to(dtype)
+    valid = torch.tensor(rng.random(count) < 0.6)
+    valid[0] = True
+    expected = [
+        reference(p.double().numpy(), t.double().numpy())
+        for p, t in zip(pred[valid], target[valid], strict=True)
+    ]
+    pred[~valid] = math.nan
+    ids = [str(number) for number in range(count)]
+    found = ReadoutState.of(ids, pose_metrics(pred, target, valid)).compute()
+    for name, value in found.items():
+        # 1e-6: true rotations in float32 are rotations up to 1e-7.
+        assert value == pytest.approx(np.mean([one[name] for one in expected]), rel=1e-6, abs=1e-6)
+
+
 def test_a_shift_of_one_metre() -> None:
     shifted = pose(yaw(30), (0.6, 0.0, 0.8))
     found = compute(shifted[None], pose(yaw(30))[None])

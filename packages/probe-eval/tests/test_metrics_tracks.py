@@ -28,17 +28,17 @@ def compute(*args: torch.Tensor, query_mode: QueryMode = "first") -> dict[str, f
     return ReadoutState.of([str(i) for i in range(len(args[0]))], measured).compute()
 
 
-def random_batch(seed: int) -> dict[str, np.ndarray]:
-    """Four videos of 9 frames with 5 tracks."""
+def random_batch(seed: int, shape: tuple[int, int, int] = (4, 9, 5)) -> dict[str, np.ndarray]:
+    """Videos, frames and tracks."""
     rng = np.random.default_rng(seed)
-    target = rng.random((4, 9, 5, 2))
+    target = rng.random((*shape, 2))
     return {
         "pred": target + rng.normal(0, 0.02, size=target.shape),
-        "pred_visible": rng.random((4, 9, 5)) < 0.6,
+        "pred_visible": rng.random(shape) < 0.6,
         "target": target,
-        "target_visible": rng.random((4, 9, 5)) < 0.6,
-        "query_frames": rng.integers(0, 9, size=(4, 5)),
-        "valid": rng.random((4, 9, 5)) < 0.8,
+        "target_visible": rng.random(shape) < 0.6,
+        "query_frames": rng.integers(0, shape[1], size=(shape[0], shape[2])),
+        "valid": rng.random(shape) < 0.8,
     }
 
 
@@ -66,14 +66,16 @@ def reference(batch: dict[str, np.ndarray], query_mode: str) -> dict[str, list[f
             true_positives = len(seen & said & near)
             false_negatives = len(seen) - true_positives
             false_positives = len(said) - true_positives
-            jaccards.append(true_positives / (true_positives + false_negatives + false_positives))
-            shares.append(len(seen & near) / len(seen))
+            union = true_positives + false_negatives + false_positives
+            jaccards.append(true_positives / union if union else np.nan)
+            shares.append(len(seen & near) / len(seen) if seen else np.nan)
             results.setdefault(f"jaccard_{threshold}", []).append(jaccards[-1])
             results.setdefault(f"pts_within_{threshold}", []).append(shares[-1])
         results.setdefault("average_jaccard", []).append(sum(jaccards) / 5)
         results.setdefault("average_pts_within_thresh", []).append(sum(shares) / 5)
         agreed = len(seen & said) + len(scored - seen - said)
-        results.setdefault("occlusion_accuracy", []).append(agreed / len(scored))
+        share = agreed / len(scored) if scored else np.nan
+        results.setdefault("occlusion_accuracy", []).append(share)
     return results
 
 
@@ -116,6 +118,20 @@ def test_it_is_the_loop_over_points(query_mode: QueryMode, seed: int) -> None:
         np.testing.assert_allclose(sums.totals, expected[name], rtol=0, atol=1e-12)
     whole = ReadoutState.of("abcd", measured).compute()
     assert whole["average_jaccard"] == pytest.approx(np.mean(expected["average_jaccard"]))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_shapes_masks_and_late_queries(seed: int) -> None:
+    """Small enough that some videos have no seen point, or nothing that counts."""
+    shape = tuple(int(size) for size in np.random.default_rng(seed).integers(1, (4, 5, 3)))
+    batch = random_batch(seed, shape)
+    tensors = {name: torch.tensor(value) for name, value in batch.items()}
+    for query_mode in QUERY_MODES:
+        measured = track_metrics(**tensors, query_mode=query_mode)
+        for name, values in reference(batch, query_mode).items():
+            sums = measured.sums[name]
+            assert sums.terms == [int(not np.isnan(value)) for value in values], name
+            np.testing.assert_allclose(sums.totals, np.nan_to_num(values), rtol=0, atol=1e-12)
 
 
 def test_variants_say_what_they_mask() -> None:

@@ -1,64 +1,19 @@
-"""Metric states: numbers of each sample, merged by sample, so that nothing counts twice."""
+"""Metric states: numbers of each sample, merged by sample, so that nothing counts twice.
+
+Collect the states of batches and processes in a list, and merge them once:
+`ReadoutState().merge(*states)` takes time in proportion to their samples.
+"""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import TypeVar
 
 from probe_eval.metrics.functional.sums import Measured
 
 State = TypeVar("State", bound="PooledSums")
 Value = TypeVar("Value")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SampleScores:
-    """Scores by sample id; merging states in any order and number gives the same result.
-
-    Padded samplers and several processes may score a sample more than once: it counts once.
-    """
-
-    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, sample_ids: Iterable[str], scores: Iterable[float]) -> "SampleScores":
-        """The state of one batch.
-
-        Raises:
-            ValueError: if a score is not finite, a sample has two different scores, or the
-                lengths differ.
-        """
-        pairs = list(zip(sample_ids, scores, strict=True))
-        bad = [sample_id for sample_id, score in pairs if not math.isfinite(score)]
-        if bad:
-            raise ValueError(f"score of {bad[0]} ({len(bad)} in all) is not finite")
-        values = dict(pairs)
-        twice = [sample_id for sample_id, score in pairs if values[sample_id] != score]
-        if twice:
-            raise ValueError(
-                f"sample {twice[0]} has two scores in one batch; sample ids must be unique in a "
-                "split"
-            )
-        return cls(values)
-
-    def merge(self, other: "SampleScores") -> "SampleScores":
-        """Both states' samples.
-
-        Raises:
-            ValueError: if a sample has two different scores.
-        """
-        return SampleScores(merge_samples(self.scores, other.scores, "scored"))
-
-    def compute(self) -> float:
-        """Mean over samples, summed in the order of their ids.
-
-        Raises:
-            ValueError: if there are no samples.
-        """
-        if not self.scores:
-            raise ValueError("no sample was scored")
-        return math.fsum(self.scores[key] for key in sorted(self.scores)) / len(self.scores)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,27 +39,26 @@ class PooledSums:
             ValueError: if a sum is not finite, a sample has two different sums, or the lengths
                 differ.
         """
-        sample_ids = list(sample_ids)
+        sample_ids, sums = list(sample_ids), list(sums)
         if isinstance(terms, int):
             terms = repeat(terms, len(sample_ids))
-        state = cls()
-        for sample_id, total, count in zip(sample_ids, sums, terms, strict=True):
+        for sample_id, total in zip(sample_ids, sums, strict=True):
             if not math.isfinite(total):
                 raise ValueError(f"{cls.__name__} of {sample_id} is not finite")
-            state = state.merge(cls({sample_id: (total, count)}))
-        return state
+        measured = zip(sums, terms, strict=True)
+        return cls(merge_samples(zip(sample_ids, measured, strict=True)))
 
-    def merge(self: State, other: State) -> State:
-        """Both states' samples.
+    def merge(self: State, *others: State) -> State:
+        """The samples of all states.
 
         Raises:
             ValueError: if a sample has two different sums.
         """
-        how = "measured twice with different results,"
-        return type(self)(merge_samples(self.sums, other.sums, how))
+        samples = chain.from_iterable(state.sums.items() for state in (self, *others))
+        return type(self)(merge_samples(samples))
 
     def compute(self) -> float:
-        """Mean over the terms of all samples, summed in the order of their ids.
+        """Mean over the terms of all samples; their sum is rounded once, so that no order counts.
 
         Raises:
             ValueError: if there are no samples, or none of them has a term.
@@ -114,7 +68,7 @@ class PooledSums:
         terms = sum(terms for _, terms in self.sums.values())
         if not terms:
             raise ValueError(f"nothing counts in any of the {len(self.sums)} samples")
-        return math.fsum(self.sums[key][0] for key in sorted(self.sums)) / terms
+        return math.fsum(total for total, _ in self.sums.values()) / terms
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,22 +93,28 @@ class ReadoutState:
         }
         return cls(measured.variant, metrics)
 
-    def merge(self, other: "ReadoutState") -> "ReadoutState":
-        """Both states' samples.
+    def merge(self, *others: "ReadoutState") -> "ReadoutState":
+        """The samples of all states.
 
         Raises:
             ValueError: if a sample has two different results, or the states are of different
                 metrics or variants.
         """
-        if not self.metrics or not other.metrics:
-            return self if self.metrics else other
-        if self.variant != other.variant or self.metrics.keys() != other.metrics.keys():
-            raise ValueError(
-                f"{', '.join(self.metrics)} ({self.variant}) cannot be merged with "
-                f"{', '.join(other.metrics)} ({other.variant}); measure both alike"
-            )
-        merged = {name: sums.merge(other.metrics[name]) for name, sums in self.metrics.items()}
-        return ReadoutState(self.variant, merged)
+        measured = [state for state in (self, *others) if state.metrics]
+        if not measured:
+            return self
+        first = measured[0]
+        for other in measured:
+            if first.variant != other.variant or first.metrics.keys() != other.metrics.keys():
+                raise ValueError(
+                    f"{', '.join(first.metrics)} ({first.variant}) cannot be merged with "
+                    f"{', '.join(other.metrics)} ({other.variant}); measure both alike"
+                )
+        merged = {
+            name: PooledSums().merge(*(state.metrics[name] for state in measured))
+            for name in first.metrics
+        }
+        return ReadoutState(first.variant, merged)
 
     def compute(self) -> dict[str, float]:
         """Mean over the terms of all samples, for each name; see `PooledSums.compute`.
@@ -167,18 +127,18 @@ class ReadoutState:
         return {name: sums.compute() for name, sums in self.metrics.items()}
 
 
-def merge_samples(
-    first: Mapping[str, Value], second: Mapping[str, Value], how: str
-) -> dict[str, Value]:
-    """Both mappings from sample ids, which agree where they overlap.
+def merge_samples(samples: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Values by sample id; a sample may come many times with the same value.
 
     Raises:
-        ValueError: if a sample has two different values; `how` says what was done to it.
+        ValueError: if a sample has two different values.
     """
-    for sample_id in first.keys() & second.keys():
-        if first[sample_id] != second[sample_id]:
+    merged: dict[str, Value] = {}
+    for sample_id, value in samples:
+        known = merged.setdefault(sample_id, value)
+        if known != value:
             raise ValueError(
-                f"sample {sample_id} was {how} {first[sample_id]} and {second[sample_id]}; sample "
-                "ids must be unique in a split"
+                f"sample {sample_id} was measured twice with different results, {known} and "
+                f"{value}; sample ids must be unique in a split"
             )
-    return {**first, **second}
+    return merged
