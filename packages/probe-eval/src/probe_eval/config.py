@@ -23,11 +23,39 @@ class DataConfig:
     seed: int = 0
     """Seed of rendered data, and of random clip positions."""
     limit: int = 0
-    """Use only the first clips of each split; 0 uses all."""
+    """Use only so many clips of each split: the first of rendered ones, else those whose names have
+    the lowest hashes; 0 uses all."""
     clips_per_video: int = 1
-    """Random clips taken of each video file; data sets that are not of files have 1."""
+    """Random clips taken of each video of a folder for training; held-out and test videos give 1.
+    """
     on_error: Literal["raise", "skip"] = "raise"
-    """A video that cannot be read ends the run, or is skipped and counted in the record."""
+    """A sample that cannot be read ends the run, or is skipped and counted in the record."""
+    options: tuple[str, ...] = ()
+    """Options of the data set as NAME=VALUE, such as `sparse=True` or `split_file=mine.txt`."""
+    train_split: str = "train"
+    """Split that readouts are trained on."""
+    test_split: str = "validation"
+    """Split that readouts are measured on."""
+    test_dataset: str = ""
+    """Data set of the test split, where it is another one than that of the training split."""
+    test_root: str = ""
+    """Folder of that data set."""
+    test_stride: int = 0
+    """Source frames from one frame to the next in the test split; 0: as in training."""
+    test_options: tuple[str, ...] = ()
+    """Options of that data set as NAME=VALUE."""
+    draws: int = 1
+    """Random crops of each training clip, whose features are made once; 0: a new one each time the
+    clip comes up, and new features with it."""
+    workers: int = 1
+    """Processes that read clips ahead of the backbone, for each process of the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "seed", "draws", "workers", "test_stride"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+        if self.clips_per_video < 1:
+            raise ValueError(f"clips_per_video {self.clips_per_video} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,20 +92,31 @@ class FeatureConfig:
     """Noise level: 0 (almost clean) to 999 (pure noise)."""
     noise_seed: int = 0
     """Seed of the noise; the noise of a clip depends on it, the clip's name and the timestep."""
+    average_time: bool = False
+    """Average the features over time, as for single pictures, which fill a clip."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type that features are kept in."""
     batch_size: int = 32
     """Clips per forward pass of the backbone."""
-    memory_gb: float = 4.0
-    """Memory for the features of one split, in GB; a split that needs more is an error."""
+    shard: bool = False
+    """Spread the layers of the backbone over the processes, for one that no device holds alone."""
+    disk_gb: float = 50.0
+    """Largest size of the features of one split on disk, in GB; one that needs more is refused."""
+    cache: Literal["latents", "features", "none"] = "latents"
+    """What is kept for later runs: what the tokenizer makes of clips, features as well, or nothing.
+    """
+    cache_folder: str = ""
+    """Where; empty: the folder in PROBE_EVAL_CACHE, or else ~/.cache/probe-eval."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutConfig:
-    """The attentive readout."""
+    """How large a readout is."""
 
     width: int = 64
-    """Channels of its query (the study: 768, or 1024 for Kinetics)."""
+    """Channels of its queries; 0: the study's (Tables 5 and 6)."""
     num_heads: int = 4
-    """Attention heads; must divide the width."""
+    """Attention heads, which must divide the width; with width 0 the study's, whatever it is."""
     time: Literal["paper", "causal", "nearest"] = "paper"
     """How features are resized from latent frames to video frames."""
 
@@ -145,13 +184,37 @@ class ProbeConfig:
     optim: OptimConfig = OptimConfig(steps=40_000, batch_size=32)
     """How the readout is trained."""
     seed: int = 0
-    """Seed of the readout's weights and of the order of the clips."""
+    """Seed of the readout's weights."""
+    order_seed: int = 0
+    """Seed of the order of the clips, and of their crops; readouts of one order share forwards."""
     shuffle_labels: bool = False
     """Train on permuted labels: a control, whose score must be at chance."""
+    held_out: float = 0.0
+    """Share of the training split that is kept from training and measured in place of the test
+    split: for choosing block, timestep and learning rate; 0 measures on the test split."""
+    evaluate_every: int = 0
+    """Steps between measurements while training; 0 measures at the end alone."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where curves go, by the names of Accelerate: `tensorboard`, `wandb`, ...; none: nowhere."""
     checkpoint_every: int = 1000
     """Steps between checkpoints for resuming."""
+    recipe: str = ""
+    """Name of the recipe that these settings began as, for the record."""
     output: str = "results/run"
     """Results folder of this run."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out {self.held_out} must be 0 or more and below 1")
+        if self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every {self.evaluate_every} must not be negative")
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every {self.checkpoint_every} must be at least 1")
+        if self.features.shard and not self.data.draws and self.data.on_error == "skip":
+            raise ValueError(
+                "features.shard with data.draws 0 needs data.on_error raise: processes whose clips "
+                "all fail would leave the others waiting"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
