@@ -1,0 +1,1 @@
+"""Tables on disk: clips, latents, features and targets, and the cache that keeps them."""
