@@ -1,6 +1,8 @@
 """The schedule against its definition; AdamW as the study has it, Adafactor as its paper."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -46,14 +48,49 @@ def test_optimizer_follows_the_config() -> None:
     config = OptimConfig(
         steps=1, batch_size=1, warmup_steps=0, weight_decay=0.1, beta1=0.5, beta2=0.95, peak_lr=0.5
     )
-    group = create_optimizer([torch.nn.Parameter(torch.zeros(1))], config).param_groups[0]
+    group = create_optimizer([([torch.nn.Parameter(torch.zeros(1))], config)]).param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.5, 0.95), 0.1)
     assert group["eps"] == 1e-8
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_groups_are_trained_as_they_would_be_alone(name: Any) -> None:
+    configs = [
+        OptimConfig(
+            steps=9, batch_size=1, warmup_steps=0, name=name, peak_lr=rate, weight_decay=decay
+        )
+        for rate, decay in ((0.1, 0.5), (0.02, 0.0))
+    ]
+
+    def trained(numbers: Sequence[int]) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(torch.arange(1.0, 7).reshape(2, 3)) for _ in numbers]
+        optimizer = create_optimizer(
+            [([weight], configs[number]) for weight, number in zip(weights, numbers, strict=True)]
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(weight.square().sum() for weight in weights).backward()
+            optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    together = trained([0, 1])
+    assert torch.equal(together[0], trained([0])[0])
+    assert torch.equal(together[1], trained([1])[0])
+    assert not torch.equal(*together)
+
+
+def test_one_optimiser_is_not_two() -> None:
+    configs = [
+        OptimConfig(steps=1, batch_size=1, warmup_steps=0, name=name)
+        for name in ("adamw", "adafactor")
+    ]
+    with pytest.raises(ValueError, match="cannot be both adafactor and adamw; train separately"):
+        create_optimizer([([torch.nn.Parameter(torch.zeros(1))], config) for config in configs])
+
+
 def test_the_first_moment_decays_by_nine_tenths_unless_told() -> None:
     config = OptimConfig(steps=1, batch_size=1, warmup_steps=0)
-    group = create_optimizer([torch.nn.Parameter(torch.zeros(1))], config).param_groups[0]
+    group = create_optimizer([([torch.nn.Parameter(torch.zeros(1))], config)]).param_groups[0]
     assert group["betas"] == (0.9, 0.999)
 
 
@@ -81,7 +118,7 @@ def test_adafactor_takes_a_first_step_of_the_rate_times_the_size_of_the_weight()
         steps=9, batch_size=1, warmup_steps=0, name="adafactor", peak_lr=1e-2, weight_decay=0.0
     )
     weights = [torch.nn.Parameter(torch.full((2, 3), 0.5)), torch.nn.Parameter(torch.zeros(3))]
-    optimizer = create_optimizer(weights, config)
+    optimizer = create_optimizer([(weights, config)])
     sum(weight.sum() for weight in weights).backward()
     optimizer.step()
     # The size of a weight of zeros counts as 1e-3.

@@ -8,9 +8,8 @@ order in which gradients are summed.
 import abc
 import contextlib
 import dataclasses
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from probe_eval import checkpoints
+from probe_eval.clock import Clock
 from probe_eval.config import OptimConfig
 from probe_eval.optim import create_optimizer, learning_rate
+from probe_eval.order import StepSampler, Streams, check_batch, stream
 from probe_eval.progress import Tracker
+
+__all__ = [
+    "Batch",
+    "History",
+    "Loss",
+    "Objective",
+    "Row",
+    "StepSampler",
+    "Streams",
+    "check_batch",
+    "prepare",
+    "prepare_sharding",
+    "stream",
+    "train",
+]
 
 STEPS_BETWEEN_LOSSES = 10
 
@@ -45,7 +61,7 @@ class Loss:
 
 
 class Objective(abc.ABC):
-    """What a training run optimises; the methods below `losses` do nothing unless overridden."""
+    """What a training run optimises; only `losses` must be written."""
 
     title: str
     """Shown beside the progress bar."""
@@ -55,13 +71,15 @@ class Objective(abc.ABC):
     """Samples; each is a pure function of its index."""
     shards: bool = False
     """Whether its one model may be cut into shards: it is gathered where it is used whole."""
+    keep_last: bool = False
+    """Whether there is a checkpoint at the last step as well, for work that comes after it."""
 
     @abc.abstractmethod
     def losses(
         self,
         models: Mapping[str, nn.Module],
         batch: Batch,
-        generators: Sequence[torch.Generator],
+        generators: Streams,
         step: int,
     ) -> Iterator[Loss]:
         """Mean losses of a micro-batch, one model after the other.
@@ -77,12 +95,57 @@ class Objective(abc.ABC):
             step: number of the step, from 0.
         """
 
+    def groups(self, model: str) -> Mapping[str, Iterable[nn.Parameter]]:
+        """Parameters of a model by the name of their optimiser's settings."""
+        return {model: self.models[model].parameters()}
+
+    def batches(self, sampler: StepSampler) -> Iterator[Batch]:
+        """The micro-batches whose samples a sampler names, in its order."""
+        return iter(DataLoader(self.dataset, batch_sampler=sampler))
+
+    def after_backward(  # noqa: B027
+        self, step: int, means: Mapping[str, Tensor], accelerator: Accelerator
+    ) -> None:
+        """Called when all gradients of a step are there, before they are clipped and used.
+
+        Args:
+            step: number of the step, from 0.
+            means: the losses and their parts, as means over the micro-batches of this process.
+            accelerator: the processes.
+        """
+
     def after_step(self, step: int) -> None:  # noqa: B027
         """Called when all models have been improved; `step` counts from 1."""
 
     def evaluate(self, step: int) -> Row:
         """Measures the models; writes what is to be seen of them."""
         return {}
+
+    def row(self, step: int, means: Mapping[str, Tensor]) -> Row:
+        """The losses of a step as numbers.
+
+        Args:
+            step: number of the step, from 1.
+            means: the losses and their parts, as means over all processes.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        row = {name: float(value) for name, value in means.items()}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} of {self.title!r} is {value} at step {step}; lower peak_lr or check "
+                    "the data"
+                )
+        return {"step": step, **row}
+
+    def note(self, row: Row) -> str:
+        """The numbers of a row for the progress line."""
+        return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
+
+    def log(self, row: Row) -> None:  # noqa: B027
+        """Called with every row of losses or evaluations, on every process."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beyond the models, equal on all processes."""
@@ -109,64 +172,6 @@ class History:
         return [(int(row["step"]), row["loss"]) for row in self.losses]
 
 
-class StepSampler:
-    """The sample indices of each micro-batch of one process, from a given step on.
-
-    Every epoch is a permutation of its own, so no sample returns before all others have been
-    seen; the permutation depends on (seed, epoch) alone.
-    """
-
-    def __init__(
-        self, num_samples: int, config: OptimConfig, *, seed: int, start: int, rank: int, world: int
-    ) -> None:
-        check_batch(config, world)
-        self.num_samples, self.config, self.seed, self.start = num_samples, config, seed, start
-        self.rank = rank
-        self.shard = config.batch_size // (world * config.accumulate)
-
-    def positions(self, step: int, micro: int) -> range:
-        """Places of a micro-batch in the endless stream of samples."""
-        first = step * self.config.batch_size
-        first += (self.rank * self.config.accumulate + micro) * self.shard
-        return range(first, first + self.shard)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, torch.empty(0, dtype=torch.long)
-        for step in range(self.start, self.config.steps):
-            for micro in range(self.config.accumulate):
-                indices = []
-                for position in self.positions(step, micro):
-                    if position // self.num_samples != epoch:
-                        epoch = position // self.num_samples
-                        order = torch.randperm(
-                            self.num_samples, generator=stream(self.seed, "order", epoch)
-                        )
-                    indices.append(int(order[position % self.num_samples]))
-                yield indices
-
-    def __len__(self) -> int:
-        return (self.config.steps - self.start) * self.config.accumulate
-
-
-def check_batch(config: OptimConfig, world: int) -> None:
-    """Checks that a batch divides among the processes and their micro-batches.
-
-    Raises:
-        ValueError: naming what it must be a multiple of.
-    """
-    if config.batch_size % (world * config.accumulate):
-        raise ValueError(
-            f"batch_size {config.batch_size} must be a multiple of processes x accumulate = "
-            f"{world} x {config.accumulate}"
-        )
-
-
-def stream(seed: int, name: str, number: int) -> torch.Generator:
-    """A source of randomness that depends on its three names alone."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{number}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
 def train(
     objective: Objective,
     optims: Mapping[str, OptimConfig],
@@ -176,30 +181,37 @@ def train(
     folder: Path,
     checkpoint_every: int,
     evaluate_every: int = 0,
+    clock: Clock | None = None,
 ) -> History:
     """Trains `objective.models` in place, resuming from the newest whole checkpoint in `folder`.
 
     Args:
         objective: models, samples and losses.
-        optims: optimiser and schedule of each model, by its name; the first says how many steps
-            there are, and how large a batch is.
+        optims: optimiser and schedule of each group of parameters, by its name, which is that of
+            the model unless the objective says otherwise; that of the first group says how many
+            steps there are, and how large a batch is.
         accelerator: devices, processes and precision.
         seed: seed of the order of samples and of all noise.
         folder: where `checkpoints/` lies while training is under way; it is removed by
             `checkpoints.finish`, once the caller has written what it keeps.
         checkpoint_every: steps between checkpoints.
         evaluate_every: steps between evaluations, of which one is at the last step; 0 for none.
+        clock: what is told how long the loop waited for data, and how long it trained (heads).
 
     Raises:
         ValueError: if the batch does not divide among the processes, there are no samples, or
             a loss is not finite.
     """
-    config = optims[next(iter(objective.models))]
+    clock = clock or Clock()
+    names = [group for model in objective.models for group in objective.groups(model)]
+    config = optims[names[0]]
     num_samples = len(objective.dataset)  # type: ignore[arg-type]
     if num_samples == 0:
         raise ValueError("there are no samples to train on")
-    if len(objective.models) > 1 and accelerator.mixed_precision == "fp16":
-        raise ValueError("several models cannot share the loss scale of fp16; use bf16 or no")
+    if len(names) > 1 and accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "several models or readouts cannot share the loss scale of fp16; use bf16 or no"
+        )
     set_seed(seed)
     models, optimizers = prepare(objective, optims, accelerator)
     start, progress, tensors = checkpoints.resume(accelerator, folder)
@@ -215,32 +227,39 @@ def train(
         world=accelerator.num_processes,
     )
     try:
-        batches = iter(DataLoader(objective.dataset, batch_sampler=sampler))
+        batches = objective.batches(sampler)
         for model in models.values():
             model.train()
         with Tracker(objective.title, config.steps, start) as tracker:
             for step in range(start, config.steps):
                 for name, optimizer in optimizers.items():
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(optims[name], step)
-                micro_batches = [
-                    (next(batches), [stream(seed, "noise", p) for p in sampler.positions(step, i)])
-                    for i in range(config.accumulate)
-                ]
-                means = improve(
-                    objective, models, optimizers, optims, micro_batches, step, accelerator
-                )
+                    for group, settings in zip(
+                        optimizer.param_groups, objective.groups(name), strict=True
+                    ):
+                        group["lr"] = learning_rate(optims[settings], step)
+                with clock.time("data"):
+                    micro_batches = [
+                        (next(batches), Streams(seed, "noise", sampler.positions(step, micro)))
+                        for micro in range(config.accumulate)
+                    ]
+                with clock.time("heads"):
+                    means = improve(
+                        objective, models, optimizers, optims, micro_batches, step, accelerator
+                    )
                 done = step + 1
                 objective.after_step(done)
                 last = done == config.steps
                 if done % STEPS_BETWEEN_LOSSES == 0 or last:
-                    row = collect(objective, means, done, accelerator)
+                    row = objective.row(done, accelerator.reduce(means, reduction="mean"))
                     history.losses.append(row)
-                    tracker.note = note(row)
+                    objective.log(row)
+                    tracker.note = objective.note(row)
                 tracker.advance()
                 if evaluate_every and (done % evaluate_every == 0 or last):
-                    history.evaluations.append({"step": done, **objective.evaluate(done)})
-                if done % checkpoint_every == 0 and not last:
+                    evaluation = {"step": done, **objective.evaluate(done)}
+                    history.evaluations.append(evaluation)
+                    objective.log(evaluation)
+                if objective.keep_last if last else done % checkpoint_every == 0:
                     progress = dataclasses.asdict(history)
                     tensors = objective.state_tensors()
                     checkpoints.save(accelerator, folder, done, progress, tensors)
@@ -263,8 +282,10 @@ def prepare(
     if accelerator.distributed_type == DistributedType.FSDP:
         prepare_sharding(objective, optims, accelerator)
     optimizers = {
-        name: create_optimizer(model.parameters(), optims[name])
-        for name, model in objective.models.items()
+        name: create_optimizer(
+            [(parameters, optims[group]) for group, parameters in objective.groups(name).items()]
+        )
+        for name in objective.models
     }
     names = list(objective.models)
     prepared = accelerator.prepare(*objective.models.values(), *optimizers.values())
@@ -300,7 +321,7 @@ def improve(
     models: Mapping[str, nn.Module],
     optimizers: Mapping[str, torch.optim.Optimizer],
     optims: Mapping[str, OptimConfig],
-    micro_batches: Sequence[tuple[Batch, list[torch.Generator]]],
+    micro_batches: Sequence[tuple[Batch, Streams]],
     step: int,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
@@ -322,33 +343,15 @@ def improve(
                 named = {"loss" if first else f"{loss.model}_loss": loss.value, **loss.parts}
                 for name, value in named.items():
                     sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
+    objective.after_backward(step, sums, accelerator)
     for name, optimizer in optimizers.items():
-        if optims[name].clip_norm:
-            accelerator.clip_grad_norm_(models[name].parameters(), optims[name].clip_norm)
+        settings = [optims[group] for group in objective.groups(name)]
+        for group, config in zip(optimizer.param_groups, settings, strict=True):
+            if config.clip_norm:
+                # Sharded weights are recognised by being those of the whole model.
+                whole = len(settings) == 1
+                parameters = models[name].parameters() if whole else group["params"]
+                accelerator.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
     return sums
-
-
-def collect(
-    objective: Objective, means: Mapping[str, Tensor], step: int, accelerator: Accelerator
-) -> Row:
-    """The losses of a step as numbers, as means over all processes.
-
-    Raises:
-        ValueError: if one is not finite.
-    """
-    reduced = accelerator.reduce(torch.stack(list(means.values())), reduction="mean")
-    row = dict(zip(means, reduced.tolist(), strict=True))
-    for name, value in row.items():
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{name} of {objective.title!r} is {value} at step {step}; lower peak_lr or check "
-                "the data"
-            )
-    return {"step": step, **row}
-
-
-def note(row: Row) -> str:
-    """The numbers of a row for the progress line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")

@@ -1,7 +1,7 @@
 """The optimiser and its schedule, both from one config."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from probe_eval.config import OptimConfig
 
 
 def create_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig
+    groups: Sequence[tuple[Iterable[nn.Parameter], OptimConfig]],
 ) -> torch.optim.Optimizer:
     """AdamW with eps 1e-8, or Adafactor as in its paper, without first moments.
 
@@ -20,22 +20,41 @@ def create_optimizer(
 
     Reference: From Image to Video, Table 7 (AdamW); Adafactor (Shazeer and Stern, 2018), Algorithms
         4 and 5; WALT trains its text model with Adafactor at 2e-4.
+
+    Args:
+        groups: parameters, and how they are trained; parameter groups of one optimiser.
+
+    Raises:
+        ValueError: if the groups name different optimisers.
     """
-    if config.name == "adafactor":
+    names = sorted({config.name for _, config in groups})
+    if len(names) != 1:
+        raise ValueError(f"one optimiser cannot be both {' and '.join(names)}; train separately")
+    if names == ["adafactor"]:
         return torch.optim.Adafactor(
-            parameters,
-            lr=config.peak_lr,
+            [
+                {
+                    "params": list(parameters),
+                    "lr": config.peak_lr,
+                    "weight_decay": config.weight_decay,
+                }
+                for parameters, config in groups
+            ],
             beta2_decay=-0.8,
             eps=(None, 1e-3),
             d=1.0,
-            weight_decay=config.weight_decay,
         )
     return torch.optim.AdamW(
-        parameters,
-        lr=config.peak_lr,
-        betas=(config.beta1, config.beta2),
+        [
+            {
+                "params": list(parameters),
+                "lr": config.peak_lr,
+                "betas": (config.beta1, config.beta2),
+                "weight_decay": config.weight_decay,
+            }
+            for parameters, config in groups
+        ],
         eps=1e-8,
-        weight_decay=config.weight_decay,
     )
 
 

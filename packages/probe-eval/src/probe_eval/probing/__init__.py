@@ -1,0 +1,1 @@
+"""Readouts on frozen features: jobs of cells, trained together and measured one by one."""
