@@ -13,11 +13,6 @@ from probe_eval.report import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = [
-    {"task": task, "backbone": name, "shuffled": off, "mean": mean, "std": 0.1, "chance": chance}
-    for task, chance in (("action", 0.2), ("shape", 0.5))
-    for name, off, mean in (("i-walt", False, 0.3), ("v-walt", False, 0.8), ("v-walt", True, 0.2))
-]
 LOSSES = {"tokenizer": [(1, 0.5), (10, 0.1)], "i-walt": [(1, 1.0), (10, 0.2)]}
 
 
@@ -34,8 +29,6 @@ DRAWINGS: dict[str, Draw] = {
     "twins of an image": lambda path: figures.draw_twins(path=path, **twins(1)),
     "losses": lambda path: figures.draw_losses(LOSSES, path),
     "losses of one step": lambda path: figures.draw_losses({"new": [(1, 0.5)]}, path),
-    "scores": lambda path: figures.draw_scores(ROWS, path),
-    "scores of one": lambda path: figures.draw_scores(ROWS[:1], path),
 }
 
 
@@ -70,20 +63,6 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> "list[Figure]":
     found: list[Figure] = []
     monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure))
     return found
-
-
-def test_bars_are_as_high_as_the_means(kept: "list[Figure]", tmp_path: Path) -> None:
-    figures.draw_scores(ROWS, tmp_path / "figure.png")
-    for axis, task in zip(kept[0].axes, ("action", "shape"), strict=True):
-        means = [row["mean"] for row in ROWS if row["task"] == task]
-        assert sorted(bar.get_height() for bar in axis.patches) == sorted(means)
-
-
-def test_every_task_shows_its_own_chance(kept: "list[Figure]", tmp_path: Path) -> None:
-    figures.draw_scores(ROWS, tmp_path / "figure.png")
-    for axis, chance in zip(kept[0].axes, (0.2, 0.5), strict=True):
-        dotted = [line for line in axis.lines if line.get_linestyle() == ":"]
-        assert [set(line.get_ydata()) for line in dotted] == [{chance}]
 
 
 def test_each_column_shows_the_last_frame_of_its_latent(

@@ -5,19 +5,18 @@ Axes: T H W pixels, t h w feature grid.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from probe_eval.report.names import BACKBONES
+from probe_eval.report.style import COLOURS
 from probe_eval.runs import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-COLOURS = {"i-walt": "#3b6fb6", "v-walt": "#d1602b", "tokenizer": "#5b8c5a"}
-LABELS = {"i-walt": "I-WALT", "v-walt": "V-WALT", "tokenizer": "tokenizer"}
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -65,7 +64,7 @@ def draw_twins(
         axes[2, step].imshow(second_map[step].numpy(), cmap="viridis", vmin=0, vmax=1)
         difference = second_map[step] - first_map[step]
         axes[3, step].imshow(difference.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
-    names = [LABELS.get(name, name) for name in (first, second)]
+    names = [BACKBONES.get(name, name) for name in (first, second)]
     rows = ("frames", *(f"{name}\nfirst component" for name in names), f"{names[1]}\n- {names[0]}")
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=9)
@@ -86,44 +85,6 @@ def draw_losses(losses: Mapping[str, Sequence[Sequence[int | float]]], path: Pat
     ):
         steps, values = zip(*curve, strict=True)
         axis.plot(steps, values, color=COLOURS.get(name), linewidth=1)
-        axis.set(title=LABELS.get(name, name), xlabel="step", ylabel="loss", yscale="log")
+        axis.set(title=BACKBONES.get(name, name), xlabel="step", ylabel="loss", yscale="log")
         axis.grid(alpha=0.3)
-    save(figure, path)
-
-
-def draw_scores(
-    rows: Sequence[Mapping[str, Any]], path: Path, *, names: Sequence[str] = ("i-walt", "v-walt")
-) -> None:
-    """Score of every backbone on every task with its spread over seeds, and the chance level.
-
-    Args:
-        rows: one per (task, backbone, control) with `task`, `backbone`, `shuffled`, `mean`,
-            `std` and `chance`.
-        path: the PNG.
-        names: backbones, in the order of the bars.
-    """
-    tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
-    figure = new_figure(3.6 * len(tasks), 3.2)
-    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        for place, name in enumerate(names):
-            for row in rows:
-                if row["task"] != task or row["backbone"] != name:
-                    continue
-                shuffled = bool(row["shuffled"])
-                axis.bar(
-                    place + (0.4 if shuffled else 0.0),
-                    float(row["mean"]),
-                    0.36,
-                    yerr=float(row["std"]),
-                    capsize=3,
-                    color=COLOURS.get(name),
-                    alpha=0.35 if shuffled else 1.0,
-                )
-        chance = next(float(row["chance"]) for row in rows if row["task"] == task)
-        axis.axhline(chance, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xticks([place + 0.2 for place in range(len(names))])
-        axis.set_xticklabels([LABELS.get(name, name) for name in names])
-        axis.set(title=f"{task} (pale: shuffled labels, dotted: chance)", ylim=(0, 1))
-        axis.title.set_fontsize(9)
-        axis.set_ylabel("top-1 accuracy")
     save(figure, path)
