@@ -1,0 +1,1 @@
+"""Sweeps: many cells planned, run anywhere, chosen on held-out clips."""
