@@ -4,10 +4,9 @@ The packages are imported inside the fixtures: jaxtyping checks only what is imp
 been set up, which is later than this file is read.
 """
 
-import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,11 @@ def random_weights(module: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Indexes of folders are kept away from the user's own, in child processes too."""
+    """Indexes and caches are kept away from the user's own, in child processes too."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("indexes")
         patch.setenv("PROBE_DATASETS_CACHE", str(folder))
+        patch.setenv("PROBE_EVAL_CACHE", str(folder / "kept"))
         yield folder
 
 
@@ -143,15 +143,38 @@ def config() -> "ProbeConfig":
 
 @pytest.fixture
 def make_record(config: "ProbeConfig") -> Callable[..., dict[str, Any]]:
-    """Function that makes a valid record; keyword arguments replace its fields."""
+    """Function that makes a valid record; fields are replaced by their places: `metric.value`."""
 
-    def make(**fields: Any) -> dict[str, Any]:
-        split = {"fingerprint": "f", "expected": 9, "evaluated": 9, "missing": 0, "failed": 0}
+    def make(fields: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        split = {
+            "fingerprint": "f",
+            "expected": 9,
+            "evaluated": 8,
+            "missing": 1,
+            "failed": 0,
+            "reasons": [["clip 3", "no such file"]],
+        }
         record = {
-            "schema_version": 1,
+            "schema_version": 2,
             "task": "action",
-            "metric": {"name": "top1", "direction": "up", "value": 0.5, "chance": 0.25},
-            "dataset": {"name": "moving_shapes", "train": split, "validation": split},
+            "recipe": "",
+            "split": "test",
+            "metric": {
+                "name": "top1",
+                "variant": "",
+                "direction": "up",
+                "value": 0.5,
+                "chance": 0.25,
+                "samples": 8,
+            },
+            "metrics": {"top5": 0.75},
+            "dataset": {
+                "name": "moving_shapes",
+                "test_name": "moving_shapes",
+                "clip": {"num_frames": 17, "stride": 1, "size": 32},
+                "train": split,
+                "test": split,
+            },
             "backbone": {"name": "v-walt", "weights_hash": "abc", "num_parameters": 7},
             "features": {
                 "block": 4,
@@ -159,13 +182,20 @@ def make_record(config: "ProbeConfig") -> Callable[..., dict[str, Any]]:
                 "alpha": 0.8,
                 "sigma": 0.6,
                 "log_snr": None,
+                "noise": "gaussian by (seed, sample, timestep)",
                 "noise_seed": 0,
+                "average_time": False,
+                "dtype": "float32",
             },
-            "readout": {"name": "AttentiveReadout", "num_parameters": 7},
-            "shuffled_labels": False,
+            "readout": {"name": "AttentiveReadout", "num_parameters": 7, "sha256": "0" * 64},
+            "optim": dataclasses.asdict(config.optim),
             "seed": 0,
-            "config": dataclasses.asdict(config),
+            "order_seed": 0,
+            "shuffled_labels": False,
+            "held_out": 0.0,
             "final_loss": 1.5,
+            "time": {"total": 3.5, "forwards": 18},
+            "config": dataclasses.asdict(config),
             "environment": {
                 "python": "3.11.0",
                 "platform": "Linux",
@@ -176,6 +206,13 @@ def make_record(config: "ProbeConfig") -> Callable[..., dict[str, Any]]:
                 "git_commit": "",
             },
         }
-        return json.loads(json.dumps(copy.deepcopy({**record, **fields})))
+        record = json.loads(json.dumps(record))
+        for place, value in {**(fields or {}), **more}.items():
+            *groups, name = place.split(".")
+            group = record
+            for part in groups:
+                group = group[part]
+            group[name] = json.loads(json.dumps(value))
+        return record
 
     return make

@@ -1,9 +1,11 @@
 """I-WALT and V-WALT as frozen backbones: what they compute, and what they refuse to load."""
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,12 @@ from probe_eval.backbones.walt import WINDOWS, WaltBackbone, load, load_tokenize
 from probe_readouts import weights_hash
 
 IDS = ["a", "b", "c"]
+
+
+def features_of(backbone: WaltBackbone, clips: torch.Tensor, **asked: Any) -> dict[int, Any]:
+    return backbone.features(backbone.encode(clips), **asked)
+
+
 each_twin = pytest.mark.parametrize("name", WINDOWS)
 
 
@@ -23,7 +31,7 @@ def test_features_are_those_of_encoder_and_denoiser(
     twins: Path, clips: torch.Tensor, name: str
 ) -> None:
     backbone = load(name, str(twins))
-    found = backbone.features(clips, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
+    found = features_of(backbone, clips, blocks=(0, 3, 4), timestep=300, seed=5, sample_ids=IDS)
     tokenizer = walt_tokenizer.VideoTokenizer.from_pretrained(twins / "tokenizer")
     denoiser = walt_core.Walt.from_pretrained(twins / name)
     with torch.no_grad():
@@ -42,9 +50,53 @@ def test_nothing_is_trained(twins: Path, clips: torch.Tensor, name: str) -> None
     for module in (backbone.tokenizer, backbone.denoiser):
         assert not module.training
         assert not any(parameter.requires_grad for parameter in module.parameters())
-    features = backbone.features(clips, blocks=(4,), timestep=0, seed=0, sample_ids=IDS)
+    features = features_of(backbone, clips, blocks=(4,), timestep=0, seed=0, sample_ids=IDS)
     assert not features[4].requires_grad
     assert load(name, str(twins)).weights_hash == backbone.weights_hash
+
+
+@each_twin
+def test_latents_are_ordinary_and_normalised(twins: Path, clips: torch.Tensor, name: str) -> None:
+    backbone = load(name, str(twins))
+    latents = backbone.encode(clips)
+    assert latents.shape == (3, 4, 2, 2, 2)
+    assert not latents.is_inference()
+    assert not latents.requires_grad
+    # The default tolerance: sums depend on where in memory the pixels lie.
+    torch.testing.assert_close(latents, backbone.tokenizer.encode(clips, normalize=True))
+
+
+def test_the_encoders_hash_is_that_of_the_tokenizer_and_its_configuration(twins: Path) -> None:
+    image, video = (load(name, str(twins)) for name in ("i-walt", "v-walt"))
+    assert image.encoder_hash == video.encoder_hash
+    assert image.weights_hash != video.weights_hash
+    tokenizer = load_tokenizer(twins / "tokenizer")
+    tokenizer.latent_mean[0] += 1e-3
+    image.denoiser.latent_mean.zero_()  # told no statistics, it goes with any tokenizer
+    image.denoiser.latent_std.fill_(1)
+    other = WaltBackbone("i-walt", tokenizer, image.denoiser)
+    assert other.encoder_hash != image.encoder_hash
+    tokenizer = load_tokenizer(twins / "tokenizer")
+    tokenizer.config = dataclasses.replace(tokenizer.config, norm_groups=2)
+    assert WaltBackbone("i-walt", tokenizer, image.denoiser).encoder_hash != image.encoder_hash
+
+
+def test_sinusoids_of_timesteps_are_fp32_under_autocast(twins: Path, clips: torch.Tensor) -> None:
+    """With frequencies in bf16 the features would be those of another timestep."""
+    backbone = load("v-walt", str(twins))
+    given: list[torch.Tensor] = []
+    backbone.denoiser.timestep.proj_in.register_forward_pre_hook(
+        lambda _, args: given.append(*args)
+    )
+    asked = {"blocks": (4,), "timestep": 723, "seed": 0, "sample_ids": IDS}
+    exact = features_of(backbone, clips, **asked)[4]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = features_of(backbone, clips, **asked)[4]
+    assert given[1].dtype == torch.float32
+    assert torch.equal(*given)
+    assert found.dtype == torch.float32
+    # 2e-2: bf16 has 8 bits, and rounds at every layer.
+    assert 0 < float((found - exact).norm() / exact.norm()) < 2e-2
 
 
 @each_twin
@@ -62,7 +114,7 @@ def test_only_the_video_twin_looks_across_frames(twins: Path, clips: torch.Tenso
     for name in WINDOWS:
         backbone = load(name, str(twins))
         one, two = (
-            backbone.features(video, blocks=(4,), timestep=0, seed=0, sample_ids=IDS)[4][:, 0]
+            features_of(backbone, video, blocks=(4,), timestep=0, seed=0, sample_ids=IDS)[4][:, 0]
             for video in (clips, later)
         )
         assert torch.equal(one, two) == (name == "i-walt")
@@ -73,7 +125,7 @@ def test_noise_depends_on_the_name_of_the_clip(twins: Path, clips: torch.Tensor)
 
     def features(seed: int, ids: list[str]) -> torch.Tensor:
         same = clips[:1].expand(3, -1, -1, -1, -1)
-        return backbone.features(same, blocks=(1,), timestep=500, seed=seed, sample_ids=ids)[1]
+        return features_of(backbone, same, blocks=(1,), timestep=500, seed=seed, sample_ids=ids)[1]
 
     first = features(0, ["a", "b", "a"])
     assert torch.equal(first[0], first[2])
@@ -85,7 +137,9 @@ def test_noise_depends_on_the_name_of_the_clip(twins: Path, clips: torch.Tensor)
 def test_pixels_that_are_none_are_refused(twins: Path, clips: torch.Tensor, bad: float) -> None:
     clips[1, 0, 0, 0, 0] = bad
     with pytest.raises(ValueError, match=r"(?i)nan|finite|\[-1, 1\]"):
-        load("v-walt", str(twins)).features(clips, blocks=(1,), timestep=0, seed=0, sample_ids=IDS)
+        features_of(
+            load("v-walt", str(twins)), clips, blocks=(1,), timestep=0, seed=0, sample_ids=IDS
+        )
 
 
 @pytest.mark.parametrize(

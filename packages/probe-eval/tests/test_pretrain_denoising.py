@@ -162,6 +162,7 @@ def test_averages_of_another_model_are_refused() -> None:
     assert torch.equal(averages.gather().weight, torch.ones(2, 3))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_averages_of_an_unbroken_one(
     make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

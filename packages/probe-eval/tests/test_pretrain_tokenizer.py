@@ -114,6 +114,7 @@ def test_a_finished_training_is_read_back(
         run_tokenizer(with_training(config, ema_decay=0.0), accelerator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gan", [False, True])
 def test_averages_are_what_is_kept(
     config: PretrainTokenizerConfig, accelerator: Accelerator, tmp_path: Path, gan: bool
@@ -129,6 +130,7 @@ def test_averages_are_what_is_kept(
     assert len(hashes) == 2
 
 
+@pytest.mark.slow
 def test_given_networks_are_used(
     config: PretrainTokenizerConfig, accelerator: Accelerator, tmp_path: Path
 ) -> None:
@@ -144,6 +146,7 @@ def test_given_networks_are_used(
     assert record["final"]["rfvd"] > 0
 
 
+@pytest.mark.slow
 def test_a_quantising_tokenizer_is_trained_too(
     config: PretrainTokenizerConfig, accelerator: Accelerator
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_quantising_tokenizer_is_trained_too(
     assert torch.equal(tokenizer.latent_std, torch.ones(4))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_images_becomes_one_of_videos(
     config: PretrainTokenizerConfig, accelerator: Accelerator, tmp_path: Path
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_tokenizer_of_images_becomes_one_of_videos(
     assert record["config"]["training"]["start_from"] == place
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_trained_on(
     config: PretrainTokenizerConfig, accelerator: Accelerator, tmp_path: Path
 ) -> None:
@@ -184,6 +189,7 @@ def test_a_tokenizer_is_trained_on(
     assert weights_hash(load_tokenizer(tmp_path / "more" / "tokenizer")) != weights_hash(start)
 
 
+@pytest.mark.slow
 def test_videos_are_mixed_in_and_measured(
     config: PretrainTokenizerConfig, accelerator: Accelerator, tmp_path: Path
 ) -> None:

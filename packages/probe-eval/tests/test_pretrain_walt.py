@@ -120,6 +120,7 @@ def check_numbers(folder: Path, record: dict[str, Any]) -> None:
     assert last["loss"] == pytest.approx((last["clips"] + 2 * last["images"]) / 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_fits(config: PretrainWaltConfig, accelerator: Accelerator) -> None:
     """Four clips, seen again and again, whose latents a network of 16 channels can learn."""
     config = dataclasses.replace(

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from probe_eval import progress
-from probe_eval.progress import Tracker, track
+from probe_eval.progress import Counter, Tracker, index_progress, track
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +58,41 @@ def test_a_job_that_fails_does_not_say_that_it_is_done(caplog: pytest.LogCapture
     with pytest.raises(KeyError):
         fail()
     assert caplog.messages == []
+
+
+def test_stages_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
+    with Counter("ssv2 train") as counter:
+        for stage, total in (("indexing", 3), ("reading", 2), ("reading", 0)):
+            for done in range(total + 1):
+                counter(done, total, stage)
+    assert [line.split("  ")[:2] for line in caplog.messages] == [
+        ["ssv2 train: indexing", "3/3"],
+        ["ssv2 train: reading", "2/2"],
+    ]
+
+
+def test_an_index_that_takes_no_time_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    progress = index_progress("ssv2 train")
+    for done in (1, 2, 2):
+        progress(done, 2)
+    assert caplog.messages == []
+    assert progress.tracker is None
+
+
+def test_indexing_that_takes_long_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "WORTH_TELLING", 0.0)
+    given = index_progress("ssv2 train")
+    for done in (1, 2, 2):  # the last may be told twice
+        given(done, 2)
+    (line,) = caplog.messages
+    assert line.startswith("ssv2 train: indexing  2/2  ")
+
+
+def test_files_of_an_unknown_number_are_told_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    index_progress("ssv2 train")(1500, 0)
+    assert caplog.messages == ["ssv2 train: indexing  1,500 files so far"]

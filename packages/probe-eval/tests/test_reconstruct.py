@@ -100,6 +100,7 @@ def config(weights: str, output: Path, **settings: int) -> ReconstructConfig:
     return ReconstructConfig(tokenizer=weights, output=str(output), **settings)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_whole_clip(
     tokenizer: "VideoTokenizer", weights: str, video: str, tmp_path: Path, accelerator: Accelerator
 ) -> None:

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from probe_eval import cli
-from probe_eval.validate import Counter
 
 
 @pytest.fixture
@@ -59,17 +58,6 @@ def test_a_split_that_cannot_be_opened_has_no_counts(
     _, row, problem = capsys.readouterr().out.splitlines()
     assert row.split() == ["validation", *"-" * 6, "50,000"]
     assert "holds no folder of val pictures" in problem
-
-
-def test_stages_are_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "probe_eval"), Counter("ssv2 train") as counter:
-        for stage, total in (("indexing", 3), ("reading", 2), ("reading", 0)):
-            for done in range(total + 1):
-                counter(stage, done, total)
-    assert [line.split("  ")[:2] for line in caplog.messages] == [
-        ["ssv2 train: indexing", "3/3"],
-        ["ssv2 train: reading", "2/2"],
-    ]
 
 
 def test_options_reach_the_data_set(pictures: Path, capsys: pytest.CaptureFixture) -> None:

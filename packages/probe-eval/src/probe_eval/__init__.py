@@ -1,3 +1,3 @@
 """Train probes on frozen video models and report what their features know."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 TORCHSCRIPT = (".pt", ".ts")
+NAME_FORMS = "'path/to/file.py:name' or 'package.module:name'"
 FORMS = "'path/to/file.py:name', 'package.module:name' or a TorchScript file (*.pt, *.ts)"
 
 
@@ -46,24 +47,46 @@ def load_callable(spec: str, *, device: torch.device | str = "cpu") -> Callable[
     """
     if spec.endswith(TORCHSCRIPT):
         return frozen(_load_torchscript(Path(spec), device), device)
-    place, separator, name = spec.rpartition(":")
-    if not separator or not place or not name:
-        raise ValueError(f"network {spec!r} has an unknown form; expected {FORMS}")
-    found: Any = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"network {spec!r}: {place} has no {name!r}{_known(found)}")
-        found = getattr(found, part)
+    found = find_object(spec, "network", FORMS)
     if isinstance(found, type):
         raise ValueError(
             f"network {spec!r} is a class; name an instance of it, or a function that calls one"
         )
+    return frozen(found, device) if isinstance(found, nn.Module) else found
+
+
+def find_object(spec: str, what: str, forms: str = NAME_FORMS) -> Callable[..., Any]:
+    """What a user calls `file.py:name` or `module:name`.
+
+    A file may import what lies beside it.
+
+    Args:
+        spec: where it is, and its name; a dotted name is looked up step by step.
+        what: what it is taken for, for errors.
+        forms: the forms that it may have, for errors.
+
+    Raises:
+        ValueError: if the spec has another form, the name is not there, or what it names cannot
+            be called.
+        FileNotFoundError: if there is no such file.
+        ImportError: if there is no such module.
+    """
+    place, separator, name = spec.rpartition(":")
+    if not separator or not place or not name:
+        raise ValueError(f"{what} {spec!r} has an unknown form; expected {forms}")
+    found: Any = (
+        _import_file(Path(place), what) if place.endswith(".py") else _import_module(place, what)
+    )
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{what} {spec!r}: {place} has no {name!r}{_known(found)}")
+        found = getattr(found, part)
     if not callable(found):
         raise ValueError(
-            f"network {spec!r} is of type {type(found).__name__}, which cannot be called; name a "
+            f"{what} {spec!r} is of type {type(found).__name__}, which cannot be called; name a "
             "function or a torch.nn.Module"
         )
-    return frozen(found, device) if isinstance(found, nn.Module) else found
+    return found
 
 
 def frozen(module: nn.Module, device: torch.device | str) -> nn.Module:
@@ -74,7 +97,7 @@ def frozen(module: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def _load_torchscript(path: Path, device: torch.device | str) -> nn.Module:
-    _check_file(path)
+    _check_file(path, "network")
     try:
         with warnings.catch_warnings():
             # torch 2.13 deprecates TorchScript, which is still how networks are handed on
@@ -88,8 +111,11 @@ def _load_torchscript(path: Path, device: torch.device | str) -> nn.Module:
         ) from error
 
 
-def _import_file(path: Path) -> ModuleType:
-    _check_file(path)
+def _import_file(path: Path, what: str) -> ModuleType:
+    _check_file(path, what)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that it hides nothing
     spec = importlib.util.spec_from_file_location(f"_probe_eval_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -103,21 +129,21 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _import_module(name: str) -> ModuleType:
+def _import_module(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks something itself
         raise ImportError(
-            f"there is no module {error.name!r} to take a network from; install it, or give the "
+            f"there is no module {error.name!r} to take a {what} from; install it, or give the "
             "path of a file: 'path/to/file.py:name'"
         ) from error
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, what: str) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} to take a network from")
+        raise FileNotFoundError(f"there is no file {path} to take a {what} from")
 
 
 def _known(place: Any) -> str:

@@ -74,12 +74,12 @@ def run_show(
         clip = rearrange(bytes_to_float(frames), "T c H W -> 1 c T H W")
         features = {
             twin.name: twin.features(
-                clip,
+                twin.encode(clip),
                 blocks=(config.block,),
                 timestep=config.timestep,
                 seed=config.noise_seed,
                 sample_ids=[Path(video).name],
-            )[config.block][0]
+            )[config.block][0].cpu()
             for twin in twins
         }
         maps = principal_maps(features)

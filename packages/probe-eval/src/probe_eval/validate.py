@@ -1,11 +1,6 @@
 """`probe-eval validate`: how much of a dataset is there, split by split."""
 
-import ast
 import dataclasses
-import json
-import logging
-import time
-from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -13,11 +8,11 @@ from typing import Any
 from probe_datasets import DATASETS
 from probe_datasets.validation import SplitReport, validate_split
 from probe_eval.config import ValidateConfig
-from probe_eval.progress import SECONDS_BETWEEN_LINES, Tracker
+from probe_eval.data import parse_options
+from probe_eval.progress import Counter
 
 EXAMPLES = 5
 MAX_REASONS = 100  # of each kind, in a coverage
-logger = logging.getLogger(__name__)
 
 
 def run_validate(config: ValidateConfig) -> list[SplitReport]:
@@ -31,7 +26,7 @@ def run_validate(config: ValidateConfig) -> list[SplitReport]:
     if config.dataset not in DATASETS:
         raise ValueError(f"dataset {config.dataset!r} must be one of {', '.join(DATASETS)}")
     splits = config.splits or DATASETS[config.dataset].splits
-    options = parse_options(config.options)
+    options = parse_options(config.options, signature(validate_split).parameters)
     reports = []
     for split in splits:
         with Counter(f"{config.dataset} {split}") as counter:
@@ -42,66 +37,12 @@ def run_validate(config: ValidateConfig) -> list[SplitReport]:
                     split,
                     decode=config.decode,
                     num_workers=config.workers,
-                    progress=partial(counter, "indexing"),
-                    reading=partial(counter, "reading"),
+                    progress=partial(counter, stage="indexing"),
+                    reading=partial(counter, stage="reading"),
                     **options,
                 )
             )
     return reports
-
-
-def parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """Options of a data set from NAME=VALUE: Python literals where they are such, else text.
-
-    Raises:
-        ValueError: for a word without a name or "=".
-    """
-    options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.isidentifier() or name in signature(validate_split).parameters:
-            raise ValueError(
-                f"option {word!r} must be NAME=VALUE of a data set's own, such as sparse=True"
-            )
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
-    return options
-
-
-class Counter:
-    """Progress of one stage after another, each of which says itself how many items it has."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.tracker: Tracker | None = None
-        self.last_call = self.last_line = time.monotonic()
-
-    def __enter__(self) -> "Counter":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.tracker is not None:
-            self.tracker.__exit__(*(error or (None,)))
-            self.tracker = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Shows that of a stage so many items are done; a total of 0 means that it is not known."""
-        title = f"{self.title}: {stage}"
-        if not total:
-            if time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-                self.last_line = time.monotonic()
-                logger.info("%s  %s files so far", title, f"{done:,}")
-            return
-        tracker = self.tracker
-        if tracker is None or (title, total) != (tracker.title, tracker.total):
-            self.__exit__()
-            tracker = self.tracker = Tracker(title, total)
-            tracker.started = self.last_call  # the first items are done already
-            tracker.__enter__()
-        self.last_call = time.monotonic()
-        tracker.advance(done - tracker.done)
 
 
 def passes(reports: list[SplitReport], threshold: float) -> bool:
@@ -109,10 +50,9 @@ def passes(reports: list[SplitReport], threshold: float) -> bool:
     return all(not report.problem and report.share >= threshold for report in reports)
 
 
-def as_json(reports: list[SplitReport]) -> str:
+def as_rows(reports: list[SplitReport]) -> list[dict[str, Any]]:
     """The reports for programs."""
-    rows = [{**dataclasses.asdict(report), "share": report.share} for report in reports]
-    return json.dumps(rows, indent=2)
+    return [{**dataclasses.asdict(report), "share": report.share} for report in reports]
 
 
 def as_text(reports: list[SplitReport], threshold: float) -> str:

@@ -3,12 +3,14 @@
 Axes: b batch, T H W pixels, t h w latent grid, d width.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 import walt_core
 import walt_tokenizer
@@ -42,11 +44,33 @@ class WaltBackbone:
         modules = (self.tokenizer, self.denoiser)
         self.num_parameters = sum(p.numel() for m in modules for p in m.parameters())
         self.weights_hash = weights_hash(*modules)
+        told = json.dumps(tokenizer.config.to_dict(), sort_keys=True)
+        text = f"{weights_hash(tokenizer)} {told}"
+        self.encoder_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    @torch.inference_mode()
+    @property
+    def device(self) -> torch.device:
+        """Where the tokenizer is."""
+        return self.tokenizer.latent_mean.device
+
+    def to(self, device: torch.device | str) -> "WaltBackbone":
+        """Moves both models."""
+        self.tokenizer.to(device)
+        self.denoiser.to(device)
+        return self
+
+    def shardable(self) -> Sequence[nn.Module]:
+        """The layers of the denoiser, which hold nearly all of the weights."""
+        return list(self.denoiser.blocks)
+
+    @torch.no_grad()
+    def encode(self, video: Float[Tensor, "b 3 T H W"]) -> Float[Tensor, "b c t h w"]:
+        """Normalised latents; see `FrozenBackbone.encode`."""
+        return self.tokenizer.encode(video.to(self.device), normalize=True)
+
     def features(
         self,
-        video: Float[Tensor, "b 3 T H W"],
+        inputs: Float[Tensor, "b c t h w"],
         *,
         blocks: Sequence[int],
         timestep: int,
@@ -54,12 +78,13 @@ class WaltBackbone:
         sample_ids: Sequence[str],
     ) -> dict[int, Float[Tensor, "b t h w d"]]:
         """See `FrozenBackbone.features`."""
-        device = self.tokenizer.latent_mean.device
-        latents = self.tokenizer.encode(video.to(device), normalize=True)
-        features = self.denoiser.features(
-            latents, blocks=blocks, timestep=timestep, seed=seed, sample_ids=sample_ids
+        return self.denoiser.features(
+            inputs.to(self.device),
+            blocks=blocks,
+            timestep=timestep,
+            seed=seed,
+            sample_ids=sample_ids,
         )
-        return {block: grid.cpu() for block, grid in features.items()}
 
     def noise_level(self, timestep: int) -> dict[str, float]:
         """See `FrozenBackbone.noise_level`."""

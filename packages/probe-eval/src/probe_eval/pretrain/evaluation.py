@@ -15,7 +15,8 @@ import walt_tokenizer
 from probe_datasets import ClipDataset
 from probe_eval.distributed import gather_items, share
 from probe_eval.harness import Row
-from probe_eval.metrics.frechet import FrechetState, frechet_distance
+from probe_eval.metrics.features import FeatureState
+from probe_eval.metrics.frechet import frechet_distance
 from probe_eval.metrics.reconstruction import LpipsState, PsnrState, SsimState
 from probe_eval.pretrain.samples import clips_at_once, load_clips, read_clip
 from probe_eval.report.reconstructions import write_samples
@@ -111,19 +112,16 @@ def measure(
         if lpips is not None:
             states["lpips"] = LpipsState.measure(names, pred, clips, network=lpips)
         if features is not None:
-            states["real"] = FrechetState.of(features(clips))
-            states["fake"] = FrechetState.of(features(pred.clamp(-1, 1)))
+            states["real"] = FeatureState.of(names, features(clips))
+            states["fake"] = FeatureState.of(names, features(pred.clamp(-1, 1)))
         mine.append(states)
-    parts = gather_items(accelerator, mine)
-    merged = dict(parts[0])
-    for states in parts[1:]:
-        merged = {name: state.merge(states[name]) for name, state in merged.items()}
-    return merged
+    first, *rest = gather_items(accelerator, mine)
+    return {name: state.merge(*(states[name] for states in rest)) for name, state in first.items()}
 
 
 def numbers(states: States) -> Row:
     """The metrics of merged states by name: psnr in dB, ssim, lpips, rfvd."""
     row = {name: states[name].compute() for name in ("psnr", "ssim", "lpips") if name in states}
     if "real" in states:
-        row["rfvd"] = frechet_distance(states["real"], states["fake"])
+        row["rfvd"] = frechet_distance(states["real"].moments(), states["fake"].moments())
     return row

@@ -182,9 +182,9 @@ def open_data(config: PretrainTokenizerConfig, accelerator: Accelerator) -> Data
     Raises:
         ValueError: for what `check_training` and the data sets refuse.
     """
-    train_clips = open_split(config.data, "train")
+    train_clips = open_split(config.data, config.data.train_split)
     check_training(config.training, config.data, accelerator)
-    held_out = open_split(config.data, "validation")
+    held_out = open_split(config.data, config.data.test_split)
     if not config.videos:
         return Data(train=train_clips, held_out=held_out)
     return Data(

@@ -88,7 +88,7 @@ def check_run(
         ValueError: naming what is unknown or does not fit.
         FileNotFoundError: if `config.tokenizer_from` holds no tokenizer.
     """
-    dataset = open_split(config.data, "train")
+    dataset = open_split(config.data, config.data.train_split)
     identity = dataclasses.asdict(config)
     identity.pop("output")
     if config.tokenizer_from:
@@ -132,7 +132,7 @@ def get_tokenizer(
         )
         tokenizer, losses = objective.result, history.curve
         tokenizers.measure_statistics(tokenizer, dataset, accelerator)
-    held_out = open_split(config.data, "validation")
+    held_out = open_split(config.data, config.data.test_split)
     indices = range(min(HELD_OUT_CLIPS, len(held_out)))
     psnr = measure(tokenizer, held_out, indices, accelerator)["psnr"].compute()
     optim = training.optim

@@ -132,8 +132,8 @@ def open_run(config: PretrainWaltConfig, accelerator: Accelerator) -> Run:
         ValueError: naming what is unknown or does not fit.
         FileNotFoundError: if there is no tokenizer, or no file of text states.
     """
-    train_clips = open_split(config.data, "train")
-    held_out = open_split(config.data, "validation")
+    train_clips = open_split(config.data, config.data.train_split)
+    held_out = open_split(config.data, config.data.test_split)
     tokenizer = load_tokenizer(config.tokenizer)
     walt = check_latents(config.data, tokenizer.config, config.walt_size)
     grid = latent_grid(config.data, tokenizer.config)
