@@ -10,7 +10,7 @@ demo: $(NOX)
 	$(NOX) -s demo
 
 test: $(NOX)
-	$(NOX)
+	$(NOX) --parallel auto
 
 lint: $(NOX)
 	$(NOX) -s lint imports

@@ -35,9 +35,10 @@ HEAVY = {
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
+nox.options.allow_parallel = True  # `nox --parallel auto`: a session for each processor
 nox.options.reuse_venv = "no"  # a reused environment keeps the high versions of an earlier run
-# The integration tests come last, so that a run closes on their line.
-nox.options.sessions = ["lint", "imports", "types", "alone", "unit", "integration"]
+# The longest session first, so that none is left alone at the end.
+nox.options.sessions = ["build", "integration", "unit", "alone", "types", "lint", "imports"]
 
 
 # --- Packages and their wheels ---------------------------------------------------------------
@@ -150,6 +151,9 @@ def prepare(session: nox.Session, free: Collection[str] = ()) -> Path:
 def run_pytest(session: nox.Session, temporary: Path, tests: str, *options: str) -> None:
     """Run tests from a temporary directory, so that only what is installed can be imported."""
     name = "".join(c if c.isalnum() else "-" for c in session.name).strip("-")
+    # Sessions side by side take a process each; a session that runs alone has the machine, and a
+    # file's tests stay in one process, as they share fixtures that take long to make.
+    processes = 0 if session.parallel else min(4, os.cpu_count() or 1)
     session.chdir(temporary)
     session.run(
         "pytest",
@@ -157,20 +161,23 @@ def run_pytest(session: nox.Session, temporary: Path, tests: str, *options: str)
         f"--config-file={ROOT / 'pyproject.toml'}",
         f"--rootdir={ROOT}",
         f"--junit-xml={REPORTS / name}.xml",
-        # A file's tests share fixtures that take long to make: they stay in one process.
-        f"--numprocesses={min(4, os.cpu_count() or 1)}",
+        f"--numprocesses={processes}",
         "--dist=loadfile",
         *options,
         *session.posargs,
-        # On tensors this small, threads mostly wait for each other.
-        env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        env={
+            # On tensors this small, threads mostly wait for each other.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            # Or every process that a test starts would compile all of torch anew.
+            "PYTHONDONTWRITEBYTECODE": None,
+        },
     )
 
 
 # --- Sessions --------------------------------------------------------------------------------
 
 
-@nox.session
+@nox.session(allow_parallel=False)
 def build(session: nox.Session) -> None:
     """Build the five wheels into dist/."""
     prepare(session)

@@ -25,10 +25,11 @@ Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session", autouse=True)
 def index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Indexes of folders are kept away from the user's own, in child processes too."""
+    """Indexes and caches are kept away from the user's own, in child processes too."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("indexes")
         patch.setenv("PROBE_DATASETS_CACHE", str(folder))
+        patch.setenv("PROBE_EVAL_CACHE", str(folder / "kept"))
         yield folder
 
 

@@ -3,6 +3,7 @@
 Each case is a command line in which `{name}` stands for a file or folder that is made for it.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -22,21 +23,36 @@ Refused = Callable[..., str]
     ("words", "says"),
     [
         ("demos", "unknown command 'demos'; known: .*; did you mean 'demo'"),
-        ("--pretrained x", "unknown command '--pretrained'; known: demo, "),
+        ("--pretrained x", "unknown command '--pretrained'; known: cache, completion, demo, "),
         ("pretrain twin", "models to pretrain 'twin'; known: tokenizer, twins, walt; did you"),
-        ("run moving-shape", "unknown recipe 'moving-shape'; known: moving-shapes-action"),
-        ("run --optim.steps 3", "unknown recipe '--optim.steps'; known: moving-shapes-action"),
+        ("run moving-shape", "unknown recipe 'moving-shape'; known: imagenet, .*; did you mean"),
+        ("run --optim.steps 3", "unknown recipe '--optim.steps'; known: imagenet, places365"),
+        ("run ssv2 --preset long", "unknown preset 'long'; known: smoke, short, paper"),
+        ("cache list", "unknown action 'list'; known: ls, verify, gc"),
+        ("completion powershell", "unknown shell 'powershell'; known: bash, zsh, fish"),
     ],
 )
 def test_a_command_line_that_is_not_understood(refused: Refused, words: str, says: str) -> None:
     assert re.search(says, refused(*words.split()))
 
 
+ADAPTER = """
+from torch import nn
+from probe_eval.backbone import ModuleBackbone, Submodules
+def load(pretrained, device):
+    read = Submodules("0", gives="b d t h w")
+    return ModuleBackbone("mine", nn.Sequential(nn.Identity()), read, width=3)
+def breaks(pretrained, device): return {}["weights"]
+def forgets(pretrained): return None
+"""
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         ("--features.backbone w-walt", "unknown backbone 'w-walt'; known: i-walt, v-walt"),
-        ("--task depth", "unknown task 'depth'; known: action, shape"),
+        ("--task deep", "unknown task 'deep'; known: .*action, .*depth, "),
+        ("--task depth", "no 'depth' in its examples; choose a data set and a task that fit"),
         (
             "--data.dataset shapes",
             "'shapes' must be one of davis, folder, .*; did you mean 'moving_shapes'",
@@ -44,7 +60,7 @@ def test_a_command_line_that_is_not_understood(refused: Refused, words: str, say
         ("--data.dataset folder", "'folder' needs root"),
         ("--data.dataset folder --data.root no/such", "no/such: does not exist"),
         ("--data.root somewhere", "'moving_shapes' is generated; leave root='somewhere' out"),
-        ("--data.limit -1", "limit -1 must be 0"),
+        ("--data.limit -1", "limit -1 must not be negative"),
         ("--data.stride 0", "stride 0 must be at least 1"),
         ("--data.clips-per-video 2", "clips_per_video is for folders"),
         ("--features.timestep 1000", r"timestep 1000 must be 0 .* to 999"),
@@ -56,7 +72,15 @@ def test_a_command_line_that_is_not_understood(refused: Refused, words: str, say
         pytest.param("--data.num-frames 16", "16 .*13.*17|16.*1 \\+ 4"),
         pytest.param("--data.size 36", "36.*multiple"),
         pytest.param("--optim.accumulate 3", "batch_size 8 must"),
-        pytest.param("--features.memory-gb 0", "memory_gb 0"),
+        ("--features.backbone {mine}:lod", "mine.py has no 'lod'; it has load, breaks, forgets"),
+        ("--features.backbone no.py:load", "there is no file no.py to take a backbone from"),
+        ("--features.backbone {mine}:load", "block 4 must be 0 .* to 0, the depth of .* 'mine'"),
+        (
+            "--features.backbone {mine}:load --features.block 0",
+            "timestep 200 must be 0: backbone 'mine' knows no noise",
+        ),
+        ("--features.backbone {mine}:breaks", r"raised KeyError: 'weights' \(mine.py, line 7\)"),
+        ("--features.backbone {mine}:forgets", "forgets' cannot be called .*def load\\(pretrained"),
     ],
 )
 def test_a_probe_that_cannot_run(
@@ -66,8 +90,9 @@ def test_a_probe_that_cannot_run(
     flags: str,
     says: str,
 ) -> None:
+    (tmp_path / "mine.py").write_text(ADAPTER)
     words = run_words(tmp_path / "out")
-    given, new = words, flags.split()
+    given, new = words, flags.format(mine=tmp_path / "mine.py").split()
     for flag in new[::2]:  # a flag is given once
         if flag in given:
             place = given.index(flag)
@@ -238,6 +263,22 @@ def test_one_line_is_all_that_a_user_sees(launch: Callable, pretrained: Path) ->
     done = launch(sys.executable, "-m", "probe_eval", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"{ERROR}no\.mp4[^\n]+\n", done.stderr)
+
+
+def test_programs_read_one_document(
+    main: Main,
+    pretrained: Path,
+    write_video: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    video, out = write_video(tmp_path / "good.mp4"), tmp_path / "pictures"
+    words = ["--pretrained", pretrained, "--output", out, "--size", "32", "--json"]
+    assert main("show", video, *words) == 0
+    assert json.loads(capfd.readouterr().out) == {"pictures": {str(video): f"{out}/good.png"}}
+    assert main("show", video, *words, "--block", "99") == 2
+    written, told = capfd.readouterr()
+    assert json.loads(written) == {"error": told.removeprefix(ERROR).rstrip()}
 
 
 def test_debug_shows_the_traceback(main: Main, tmp_path: Path) -> None:

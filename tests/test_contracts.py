@@ -6,24 +6,31 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from probe_datasets import (
     DATASETS,
+    BoxTrackExample,
+    CameraExample,
     ClipConfig,
     ClipDataset,
+    DepthExample,
     LabelledVideoExample,
+    PointTrackExample,
     VideoExample,
     open_dataset,
 )
 from probe_datasets.synthetic import WorldExample
 from probe_eval.backbone import BACKBONES, FrozenBackbone, check_features, load_backbone
 from probe_eval.config import DataConfig, ReadoutConfig
-from probe_eval.data import open_split
-from probe_eval.probe import prepare
-from probe_eval.recipes import RECIPES
+from probe_eval.data import open_split, open_splits
+from probe_eval.metrics.state import ReadoutState
+from probe_eval.recipes import RECIPES, recipe
 from probe_eval.tasks import TASKS, load_task
+from probe_eval.tasks.base import GIVEN
 
 FRAMES, SIZE = 17, 32
 OPENED = [name for name, spec in DATASETS.items() if name == "folder" or not spec.needs_root]
@@ -135,7 +142,8 @@ def test_a_backbone_gives_features_of_every_block(
     assert backbone.num_parameters > 0
     blocks = tuple(range(backbone.num_blocks + 1))
     ids = ["one", "two"]
-    features = backbone.features(clips, blocks=blocks, timestep=200, seed=0, sample_ids=ids)
+    inputs = backbone.encode(clips)
+    features = backbone.features(inputs, blocks=blocks, timestep=200, seed=0, sample_ids=ids)
     assert tuple(sorted(features)) == blocks
     shapes = {tuple(grid.shape) for grid in features.values()}
     assert len(shapes) == 1
@@ -152,18 +160,19 @@ def test_a_backbone_gives_features_of_every_block(
 def test_features_depend_on_what_they_say(pretrained: Path, clips: torch.Tensor, name: str) -> None:
     backbone = load_backbone(name, str(pretrained))
     block = backbone.num_blocks
+    inputs = backbone.encode(clips)
 
     def features(timestep: int = 200, seed: int = 0, second: str = "two") -> torch.Tensor:
         return backbone.features(
-            clips, blocks=(block,), timestep=timestep, seed=seed, sample_ids=["one", second]
+            inputs, blocks=(block,), timestep=timestep, seed=seed, sample_ids=["one", second]
         )[block]
 
     first = features()
     assert torch.equal(features(), first)
     assert torch.equal(features(second="three")[0], first[0])
-    alone = backbone.features(clips[1:], blocks=(block,), timestep=200, seed=0, sample_ids=["two"])[
-        block
-    ]
+    alone = backbone.features(
+        inputs[1:], blocks=(block,), timestep=200, seed=0, sample_ids=["two"]
+    )[block]
     # 1e-4: another batch size sums in another order.
     torch.testing.assert_close(alone[0], first[1], atol=1e-4, rtol=1e-4)
     for other in (features(timestep=201), features(seed=1)):
@@ -191,6 +200,24 @@ def test_the_range_of_blocks_and_timesteps_is_checked(pretrained: Path, name: st
 # --- Tasks and recipes ---------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Configuration of a folder of pictures, of two classes."""
+    root = tmp_path_factory.mktemp("classes")
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        for number in range(8):
+            pixels = generator.integers(0, 255, (40, 36, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return DataConfig(
+        dataset="folder",
+        root=str(root),
+        options=("media='images'", "labels='folders'"),
+        limit=2,
+    )
+
+
 def why_not(task: str, data: ClipDataset) -> str:
     """Why a task refuses a data set; empty where it takes it."""
     try:
@@ -201,10 +228,11 @@ def why_not(task: str, data: ClipDataset) -> str:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_takes_a_data_set_or_says_why_not(open_any: Open, task: str) -> None:
+def test_a_task_takes_a_data_set_or_says_why_not(
+    open_any: Open, class_folders: DataConfig, task: str
+) -> None:
     taken = 0
-    for name in OPENED:
-        data = open_any(name, "train")
+    for data in (*(open_any(name, "train") for name in OPENED), open_split(class_folders, "train")):
         reason = why_not(task, data)
         if reason:
             assert re.search(r"data set has no .*; choose", reason)
@@ -212,41 +240,68 @@ def test_a_task_takes_a_data_set_or_says_why_not(open_any: Open, task: str) -> N
             taken += 1
             targets = TASKS[task].targets(data[0])
             assert all(isinstance(target, torch.Tensor) for target in targets.values())
-            assert 0 < TASKS[task].chance(data) < 1
+            chance = TASKS[task].chance(data)
+            assert chance is None or 0 < chance < 1
     assert taken
 
 
-@pytest.mark.parametrize("time", typing.get_args(typing.get_type_hints(ReadoutConfig)["time"]))
-@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_data_sets_are_for_says_what_their_examples_have() -> None:
+    schemas = {
+        "depth": DepthExample,
+        "camera pose": CameraExample,
+        "point tracks": PointTrackExample,
+        "box tracks": BoxTrackExample,
+    }
+    assert schemas.keys() == GIVEN.keys() <= {spec.task for spec in DATASETS.values()}
+    for kind, fields in GIVEN.items():
+        assert set(fields) < typing.get_type_hints(schemas[kind]).keys()
+
+
+TIMES = typing.get_args(typing.get_type_hints(ReadoutConfig)["time"])
+RENDERED = [name for name in RECIPES if not DATASETS[recipe(name, "smoke").data.dataset].needs_root]
+
+
+@pytest.mark.parametrize(
+    ("name", "time"),
+    [("imagenet", "paper"), *((name, TIMES[i % 3]) for i, name in enumerate(RENDERED))],
+)
 def test_a_recipe_fits_from_pixels_to_score(
-    pretrained: Path, recipe: str, time: typing.Literal["paper", "causal", "nearest"]
+    pretrained: Path,
+    class_folders: DataConfig,
+    name: str,
+    time: typing.Literal["paper", "causal", "nearest"],
 ) -> None:
-    base = RECIPES[recipe]()
-    config = dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, limit=2),
-        features=dataclasses.replace(base.features, pretrained=str(pretrained)),
-        readout=ReadoutConfig(time=time),
-    )
-    data = open_split(config.data, "train")
-    task = load_task(config.task, data)
-    backbone = load_backbone(config.features.backbone, config.features.pretrained)
+    config = recipe(name, "smoke")
+    data = dataclasses.replace(config.data, limit=2)
+    splits = open_splits(data if name in RENDERED else class_folders, 0.0)
+    task = load_task(config.task, splits.train)
+    backbone = load_backbone(config.features.backbone, str(pretrained))
     check_features(backbone, block=config.features.block, timestep=config.features.timestep)
-    readout = task.create_readout(
-        data, config.readout, feature_dim=backbone.width, num_frames=config.data.num_frames
-    )
-    examples = [data[index] for index in range(2)]
+    examples = [splits.train[index] for index in range(2)]
+    ids = [example["sample_id"] for example in examples]
     features = backbone.features(
-        torch.stack([example["video"] for example in examples]),
+        backbone.encode(torch.stack([example["video"] for example in examples])),
         blocks=(config.features.block,),
         timestep=config.features.timestep,
         seed=0,
-        sample_ids=[example["sample_id"] for example in examples],
+        sample_ids=ids,
     )[config.features.block].clone()
-    prepared = prepare(features, config)
-    assert prepared.shape[1] == config.data.num_frames
+    num_frames = config.data.num_frames
+    if config.features.average_time:
+        features, num_frames = features.mean(dim=1, keepdim=True), 1
+    readout = task.create_readout(
+        splits.train,
+        dataclasses.replace(config.readout, time=time),
+        feature_dim=backbone.width,
+        num_frames=num_frames,
+    )
     targets = [task.targets(example) for example in examples]
     batch = {key: torch.stack([target[key] for target in targets]) for key in targets[0]}
-    task.loss(readout, prepared, batch).backward()
-    assert all(torch.isfinite(p.grad).all() for p in readout.parameters() if p.grad is not None)
-    assert task.score(readout, prepared, batch).shape == (2,)
+    generators = [torch.Generator().manual_seed(number) for number in range(2)]
+    loss = task.loss(readout, features, batch, num_frames=num_frames, generators=generators)
+    loss.backward()
+    trained = [p.grad for p in readout.parameters() if p.requires_grad]
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in trained)
+    with torch.no_grad():
+        found = task.measure(readout, features, batch, num_frames=num_frames, sample_ids=ids)
+    assert task.metric in ReadoutState.of(ids, found).compute()

@@ -1,6 +1,7 @@
 """Two processes on the CPU do what one does: the same steps, the same score, one voice."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,70 @@ def test_a_finished_run_of_one_process_is_one_of_two(
     before = (two / "run" / "record.json").stat().st_mtime_ns
     assert main(*run_words(two / "run")) == 0
     assert (two / "run" / "record.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def heads(launch: Callable, tool: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]:
+    """Function that trains heads in some processes, and checks that all of them know the same."""
+
+    def train(processes: int, spoiled: int = 0, started: Path | None = None) -> Path:
+        folder = tmp_path / f"{processes}-{spoiled}-{started is not None}"
+        folder.mkdir()
+        if started:
+            checkpoint = Path("checkpoints", "step-00000003")
+            shutil.copytree(started / checkpoint, folder / checkpoint)
+        launcher = [tool("torchrun"), "--standalone", "--nproc-per-node", processes]
+        script = Path(__file__).parent / "heads_process.py"
+        env = {"ACCELERATE_USE_CPU": "true"}
+        done = launch(*launcher, script, folder, spoiled, env=env)
+        assert done.returncode == 0, done.stderr
+        first = (folder / "0.json").read_text()
+        for rank in range(1, processes):
+            assert (folder / f"{rank}.json").read_text() == first
+            assert_equal(folder / "0.safetensors", folder / f"{rank}.safetensors")
+        return folder
+
+    return train
+
+
+def assert_equal(one: Path, two: Path) -> None:
+    """Every tensor of two files is equal to the bit."""
+    first, second = load_file(one), load_file(two)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_heads_of_two_processes_are_those_of_one(heads: Callable[..., Path]) -> None:
+    """To the bit, as one accumulates: the same micro-batches, and a sum of two has no order.
+
+    Also when one number of processes goes on where another was.
+    """
+    one, two = heads(1), heads(2)
+    assert_equal(one / "0.safetensors", two / "0.safetensors")
+    for processes, started in ((1, two), (2, one)):
+        resumed = heads(processes, started=started)
+        assert_equal(one / "0.safetensors", resumed / "0.safetensors")
+    expected, found = (json.loads((folder / "0.json").read_text()) for folder in (one, two))
+    assert found["reasons"] == expected["reasons"] == {}
+    assert found["numbers"] == expected["numbers"]
+    for row, other in zip(found["losses"], expected["losses"], strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
+    assert all(numbers["samples"] == 21 for numbers in found["numbers"].values())
+
+
+def test_a_head_that_fails_in_one_process_fails_in_all(heads: Callable[..., Path]) -> None:
+    """And the others are what they would be without it."""
+    good, bad = heads(2), heads(2, spoiled=4)
+    told = json.loads((bad / "0.json").read_text())
+    assert told["reasons"].keys() == {"torn"}
+    assert told["reasons"]["torn"].startswith("loss is nan at step 4")
+    expected = json.loads((good / "0.json").read_text())
+    first, second = (load_file(folder / "0.safetensors") for folder in (good, bad))
+    for name in ("plain", "clipped"):
+        assert told["numbers"][name] == expected["numbers"][name]
+    for name, tensor in first.items():
+        assert torch.equal(second[name], tensor) != name.startswith("readouts.1."), name
 
 
 # --- Pretraining ---------------------------------------------------------------------------------

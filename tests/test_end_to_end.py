@@ -1,17 +1,20 @@
 """The commands from end to end, tiny: what they leave, and that they do nothing twice."""
 
+import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from probe_eval import probe
 from probe_eval.pretrain import tokenizer, twins
+from probe_eval.probing import training
 from probe_eval.records import read_record
 
 MODELS = ("tokenizer", "i-walt", "v-walt")
@@ -47,8 +50,8 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         (tokenizer, "train"),
         (twins, "train"),
         (twins, "encode_clips"),
-        (probe, "train"),
-        (probe.FeatureStore, "get"),
+        (training, "train"),
+        (training, "extract_split"),
     ):
         monkeypatch.setattr(module, name, fail)
 
@@ -131,11 +134,17 @@ def test_a_dry_run_trains_nothing(
 
 def test_a_probe_leaves_a_valid_record(finished: Path) -> None:
     names = sorted(path.name for path in finished.iterdir())
-    assert names == ["losses.json", "readout.safetensors", "record.json", "run.json"]
+    assert names == [
+        *("losses.json", "readout.safetensors", "record.json", "run.json", "tensorboard")
+    ]
     record = read_record(finished / "record.json")
     assert (record["task"], record["backbone"]["name"]) == ("action", "v-walt")
     assert record["dataset"]["train"]["evaluated"] == 36
-    assert record["dataset"]["validation"]["evaluated"] == 36
+    assert record["dataset"]["test"]["evaluated"] == record["metric"]["samples"] == 36
+    assert record["split"] == "test"
+    assert record["time"]["forwards"] == 72
+    digest = hashlib.sha256((finished / "readout.safetensors").read_bytes()).hexdigest()
+    assert record["readout"]["sha256"] == digest
     # A mean over 36 clips.
     assert (36 * record["metric"]["value"]) == pytest.approx(round(36 * record["metric"]["value"]))
     assert record["config"]["optim"]["steps"] == 4
@@ -167,7 +176,7 @@ def test_a_finished_probe_is_read_back(main: Main, run_words: Words, finished: P
     [
         ("--seed 1", "seed is 0 there, 1 here"),
         ("--optim.peak-lr 0.5", "optim.peak_lr is 0.01 there, 0.5 here"),
-        ("--features.backbone i-walt", "weights_hash is"),
+        ("--features.backbone i-walt", "features.backbone is 'v-walt' there, 'i-walt' here"),
         ("--shuffle-labels", "shuffle_labels is False there, True here"),
     ],
 )
@@ -204,29 +213,46 @@ def test_shuffled_labels_are_trained_on_and_true_ones_measured(
 ) -> None:
     seen: dict[str, list[tuple[str, int]]] = {}
 
-    def watch(name: str, place: Callable) -> None:
-        inner = getattr(probe, name)
+    class Watched(training.TableSource):
+        def __init__(self, tables: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(tables, *args, **kwargs)
+            (labels,) = (v for k, v in self.rows(range(len(self))).items() if k.endswith("/label"))
+            seen["train"] = list(zip(tables.targets.sample_ids, labels.tolist(), strict=True))
 
-        def watched(*args: object, **kwargs: object) -> object:
-            samples = place(args)
-            labels = [int(target["label"]) for target in samples.targets]
-            seen[name] = list(zip(samples.sample_ids, labels, strict=True))
-            return inner(*args, **kwargs)
+    def measure(heads: Any, tables: Any, *args: Any, **kwargs: Any) -> Any:
+        found = tables.targets.rows(range(len(tables.targets.sample_ids)), ["action/label"])
+        labels = found["action/label"].tolist()
+        seen["measure"] = list(zip(tables.targets.sample_ids, labels, strict=True))
+        return measured(heads, tables, *args, **kwargs)
 
-        monkeypatch.setattr(probe, name, watched)
-
-    watch("train", lambda args: args[0].dataset)
-    watch("evaluate", lambda args: args[2])
+    measured = training.measure
+    monkeypatch.setattr(training, "TableSource", Watched)
+    monkeypatch.setattr(training, "measure", measure)
     assert main(*run_words(tmp_path / "true")) == 0
     true = dict(seen)
     assert main(*run_words(tmp_path / "shuffled", "--shuffle-labels")) == 0
 
-    assert seen["evaluate"] == true["evaluate"]
+    assert seen["measure"] == true["measure"]
     assert [name for name, _ in seen["train"]] == [name for name, _ in true["train"]]
     assert seen["train"] != true["train"]
     labels = [sorted(label for _, label in run["train"]) for run in (seen, true)]
     assert labels[0] == labels[1]
     assert read_record(tmp_path / "shuffled" / "record.json")["shuffled_labels"] is True
+
+
+def test_a_probe_is_listed_and_reported(
+    main: Main, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = snapshot(finished)
+    record = read_record(finished / "record.json")
+    assert main("ls", finished) == 0
+    assert f"{record['metric']['value']:.4f}" in capsys.readouterr().out
+    assert main("report", finished, "--output", tmp_path / "report") == 0
+    with (tmp_path / "report" / "tables" / "summary-test.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["mean"]) == record["metric"]["value"]
+    assert (row["task"], row["backbone"], row["seeds"]) == ("action", "v-walt", "1")
+    assert snapshot(finished) == before
 
 
 # --- Pictures and the demo -----------------------------------------------------------------------
@@ -265,13 +291,18 @@ def test_the_demo_makes_everything_and_then_nothing(
     what = {(r["task"], r["backbone"]["name"], r["shuffled_labels"]) for r in records}
     assert len(what) == 8
     html = (folder / "index.html").read_text()
-    means = re.findall(r"<tr[^>]*><td>(?:action|shape)</td>.*?>([\d.]+) &plusmn;", html)
+    # Those of the table of all rows, one seed each.
+    details = html[html.index("<details>") : html.index("</details>")]
+    means = re.findall(r">(?:<strong>)?([\d.]+) \(1\)", details)
     assert sorted(means) == sorted(f"{record['metric']['value']:.3f}" for record in records)
     assert all(f"{record['metric']['value']:.3f}" in table for record in records)
     pictures = list(folder.rglob("*.png"))
     assert {path.parent.name for path in pictures} == {"figures", "show"}
     assert len(re.findall(r'src="data:image/png;base64,', html)) == len(pictures)
     assert not list(folder.rglob("checkpoints"))
+    assert not list(folder.glob("work*"))
+    forwards = {(r["backbone"]["name"], r["time"]["forwards"]) for r in records}
+    assert len(forwards) == 2
     assert not list(folder.rglob("*partial*"))
 
     request.getfixturevalue("no_training")

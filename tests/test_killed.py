@@ -3,7 +3,9 @@
 A process is killed by SIGKILL, at a call that is named or drawn: nothing in it can clean up.
 """
 
+import itertools
 import json
+import os
 import random
 import re
 import runpy
@@ -75,16 +77,18 @@ def kill(launch: Callable) -> Kill:
 
 
 @pytest.mark.parametrize(
-    ("call", "left"),
+    ("call", "left", "whole", "lacking"),
     [
         # In step 4, after the checkpoint of step 2.
-        ("probe_eval.harness:learning_rate#4", {"run.json", "checkpoints"}),
+        ("probe_eval.harness:learning_rate#4", set(), [2], [2, 3]),
         # While the only checkpoint is being written: it is not there yet.
-        ("probe_eval.checkpoints:write_json#1", {"run.json", "checkpoints"}),
+        ("probe_eval.checkpoints:write_json#1", set(), [], [0, 1, 2, 3]),
         # Trained and measured, but the record is not written.
         (
             "probe_eval.records:write_record#1",
-            {"run.json", "checkpoints", "losses.json", "readout.safetensors"},
+            {"losses.json", "readout.safetensors", "tensorboard"},
+            [2, 4],
+            [],
         ),
     ],
     ids=["in a step", "in a checkpoint", "before the record"],
@@ -97,13 +101,15 @@ def test_a_killed_probe_ends_like_an_unbroken_one(
     tmp_path: Path,
     call: str,
     left: set[str],
+    whole: list[int],
+    lacking: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "killed"
     kill(call, run_words(folder))
-    assert {path.name for path in folder.iterdir()} == left
-    whole = [path.name for path in (folder / "checkpoints").glob("step-*")]
-    assert whole == ([] if "write_json" in call else ["step-00000002"])
+    assert {path.name for path in folder.iterdir()} == {"run.json", "work", *left}
+    found = sorted(path.name for path in (folder / "work" / "checkpoints").glob("step-*"))
+    assert found == [f"step-{step:08d}" for step in whole]
 
     steps = []
     rate = harness.learning_rate
@@ -111,13 +117,14 @@ def test_a_killed_probe_ends_like_an_unbroken_one(
         harness, "learning_rate", lambda config, step: steps.append(step) or rate(config, step)
     )
     assert main(*run_words(folder)) == 0
-    assert steps == ([2, 3] if whole else [0, 1, 2, 3])
+    assert steps == lacking
     assert_equal_weights(folder / "readout.safetensors", finished / "readout.safetensors")
     record, other = (read_record(path / "record.json") for path in (folder, finished))
     assert record["metric"] == other["metric"]
     assert record["final_loss"] == other["final_loss"]
+    assert record["readout"] == other["readout"]
     assert (folder / "losses.json").read_text() == (finished / "losses.json").read_text()
-    assert not (folder / "checkpoints").exists()
+    assert not (folder / "work").exists()
 
 
 def test_killed_pretraining_ends_like_an_unbroken_one(
@@ -172,6 +179,8 @@ for limit, words in json.loads(sys.argv[3]):
 """
 """Runs commands, each in a process that dies at the given call or return during training."""
 SIZES = Path(__file__).parent / "minimal_sizes.py"
+POINTS = int(os.environ.get("PROBE_KILLS", "4"))
+"""At how many points; more find more."""
 
 
 @pytest.fixture
@@ -227,7 +236,7 @@ def words_of(
         ("walt", [f"{folder}/model.safetensors" for folder in ("walt", "kept/step-00000006")]),
     ],
 )
-def test_a_training_killed_at_ten_random_points_ends_like_an_unbroken_one(
+def test_a_training_killed_at_random_points_ends_like_an_unbroken_one(
     kind: str,
     weights: list[str],
     main: Main,
@@ -247,14 +256,15 @@ def test_a_training_killed_at_ten_random_points_ends_like_an_unbroken_one(
     done = run_until([-1], [tmp_path / "whole"])
     assert done.stdout.endswith("ended 0\n"), done.stderr
     (total,) = map(int, re.findall(r"events (\d+)", done.stdout))
-    chance = random.Random(20)  # one point in each tenth of the training
-    points = [chance.randrange(total * k // 10, total * (k + 1) // 10) for k in range(10)]
+    chance = random.Random(20)  # one point in each part of the training
+    ends = [total * k // POINTS for k in range(POINTS + 1)]
+    points = [chance.randrange(*part) for part in itertools.pairwise(ends)]
     print("killed at", points, "of", total)  # noqa: T201
     record = json.loads((tmp_path / "whole" / "record.json").read_text())
     folders = [tmp_path / str(point) for point in points]
     done = run_until(points, folders)
-    ends = [line for line in done.stdout.splitlines() if line.startswith("ended")]
-    assert ends == [f"ended {-signal.SIGKILL}"] * 10, done.stderr
+    deaths = [line for line in done.stdout.splitlines() if line.startswith("ended")]
+    assert deaths == [f"ended {-signal.SIGKILL}"] * POINTS, done.stderr
     for point, folder in zip(points, folders, strict=True):
         for checkpoint in (folder / "checkpoints").glob("step-*"):
             checkpoints.verify(checkpoint)
