@@ -140,7 +140,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "optim.steps": args.steps,
         "optim.batch_size": args.batch,
         "optim.warmup_steps": min(5, args.steps),
-        "trackers": "",
     }
     sweep = [
         *("sweep", "--tasks", *args.recipes, "--preset", args.preset),

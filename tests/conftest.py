@@ -89,17 +89,22 @@ def refused(main: Main, tmp_path: Path, capfd: pytest.CaptureFixture) -> Callabl
     """Function that runs a command that must fail, and returns its one line."""
 
     def run(*words: object) -> str:
-        before = sorted(tmp_path.rglob("*"))
+        before = contents(tmp_path)
         assert main(*words) == 2
         out, err = capfd.readouterr()
         lines = [line for line in err.splitlines() if line.startswith(ERROR)]
         assert len(lines) == 1, err
         assert "Traceback" not in err
         assert out == ""
-        assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+        assert contents(tmp_path) == before, "something was left behind"
         return lines[0].removeprefix(ERROR)
 
     return run
+
+
+def contents(folder: Path) -> list[Path]:
+    """All that lies below a folder, but for what Python keeps of a file that it imported."""
+    return sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
 
 
 # --- Small runs ----------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def test_a_probe_is_listed_and_reported(
     with (tmp_path / "report" / "tables" / "summary-test.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["mean"]) == record["metric"]["value"]
-    assert (row["task"], row["backbone"], row["seeds"]) == ("action", "v-walt", "1")
+    assert (row["task"], row["backbone"], row["seeds"]) == ("moving-shapes-action", "v-walt", "1")
     assert snapshot(finished) == before
 
 

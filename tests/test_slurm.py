@@ -302,7 +302,6 @@ def sweep_words(tmp_path: Path) -> Callable[..., list[str]]:
         "optim.warmup_steps": 1,
         "readout.width": 8,
         "readout.num_heads": 2,
-        "trackers": "",
     }
 
     def words(output: Path, *more: str) -> list[str]:

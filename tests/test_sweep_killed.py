@@ -136,7 +136,6 @@ def sweep_words(twins: Path) -> Words:
             "readout.num_heads": 2,
             "features.batch_size": 4,
             "features.cache_folder": folder / "cache",
-            "trackers": "",
         }
         return [
             *("sweep", "--tasks", "moving-shapes-action,moving-shapes-shape"),

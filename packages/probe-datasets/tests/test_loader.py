@@ -5,6 +5,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -237,3 +239,35 @@ def test_bad_arguments(shapes: MovingShapes, options: dict, message: str):
 def test_a_rendered_dataset_is_read_too():
     dataset = open_dataset("moving_shapes", split="validation", clip=CLIP)
     assert len(ClipLoader(dataset, 32)) == 19
+
+
+ORPHANS = """
+import multiprocessing, os, signal
+from probe_datasets.loader import load_batches
+from probe_datasets.moving_shapes import MovingShapes
+
+batches = load_batches(MovingShapes("train"), [[(0, 0)]] * 9, num_workers=2)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_program():
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANS], capture_output=True, text=True, check=False, timeout=60
+    )
+    workers = [Path("/proc", pid) for pid in done.stdout.split()]
+    assert len(workers) == 2
+    end = time.monotonic() + 20
+    while any(map(is_running, workers)):
+        assert time.monotonic() < end, "a worker outlives its program"
+        time.sleep(0.2)
+
+
+def is_running(process: Path) -> bool:
+    """Whether a process is there, and not a zombie that nobody waits for."""
+    try:
+        return "\nState:\tZ" not in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

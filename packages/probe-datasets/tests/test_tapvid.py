@@ -1,8 +1,8 @@
 """Pickles written here from the format's description, converted, and read as a dataset."""
 
+import importlib
 import os
 import pickle
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +125,7 @@ class Runs:
 
 def test_the_converter(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
-    main = runpy.run_module("probe_datasets.tapvid.__main__")["main"]
+    main = importlib.import_module("probe_datasets.tapvid.__main__").main
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([entry(), entry(1)]))
     assert main(["a.pkl", "out"]) == 0
     said = capsys.readouterr()

@@ -202,6 +202,7 @@ def make_record(config: "ProbeConfig") -> Callable[..., dict[str, Any]]:
                 "cores": 2,
                 "device": "cpu",
                 "processes": 1,
+                "precision": "no",
                 "packages": {"torch": "2.13.0"},
                 "git_commit": "",
             },

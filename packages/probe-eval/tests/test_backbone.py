@@ -31,13 +31,13 @@ def test_what_is_in_range_passes(backbone: FrozenBackbone, block: int, timestep:
 
 @pytest.mark.parametrize("block", [-1, 5, 99])
 def test_a_block_out_of_range_is_named(backbone: FrozenBackbone, block: int) -> None:
-    with pytest.raises(ValueError, match=rf"block {block} must be 0 .* to 4.*'v-walt'"):
+    with pytest.raises(ValueError, match=rf"block {block} must be 0 .*to 4.*'v-walt'"):
         check_features(backbone, block=block, timestep=0)
 
 
 @pytest.mark.parametrize("timestep", [-1, 1000])
 def test_a_timestep_out_of_range_is_named(backbone: FrozenBackbone, timestep: int) -> None:
-    with pytest.raises(ValueError, match=rf"timestep {timestep} must be 0 .* to 999"):
+    with pytest.raises(ValueError, match=rf"timestep {timestep} must be 0 .*to 999"):
         check_features(backbone, block=0, timestep=timestep)
 
 

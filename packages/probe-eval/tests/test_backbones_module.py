@@ -1,5 +1,6 @@
 """A user's PyTorch model as a backbone: ten lines make one, and each mistake is told in one."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -352,3 +353,16 @@ def test_a_function_that_makes_none_is_named(
 def test_a_place_that_is_not_there_is_named(name: str, kind: type, says: str) -> None:
     with pytest.raises(kind, match=says):
         load_backbone(name, "folder")
+
+
+def test_what_a_function_was_given_is_part_of_the_hash() -> None:
+    def reads(layer: int) -> Any:
+        return lambda model, video, blocks: {0: video[..., :layer]}
+
+    def read(model: Any, video: Any, blocks: Any, layer: int) -> Any:
+        return {0: video[..., :layer]}
+
+    model = nn.Linear(2, 2)
+    for make in (reads, lambda layer: functools.partial(read, layer=layer)):
+        hashes = [ModuleBackbone("x", model, make(n), 0, 2).weights_hash for n in (1, 2, 1)]
+        assert hashes[0] == hashes[2] != hashes[1]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,49 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(commands, "demo", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["demo"])
+
+
+def test_a_mistake_of_ours_is_a_document_too(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str]) -> int:
+        say("", {"half": "way"})
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(commands, "demo", fail)
+    with pytest.raises(RuntimeError):
+        cli.main(["demo", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"error": "out of memory"}
+
+
+def test_only_a_reader_that_went_away_is_no_error(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(commands, "demo", fail)
+    assert cli.main(["demo"]) == 2
+    assert "of a worker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [(["--version"], "1"), (["--version", "--json"], ""), (["ls", "--help"], "")],
+)
+def test_nothing_is_said_to_a_reader_that_went_away(words: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "probe_eval", *words],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_interrupt_says_how_to_go_on(

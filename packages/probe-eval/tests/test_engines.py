@@ -5,6 +5,7 @@ processes import it by its name.
 """
 
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -203,3 +204,15 @@ def test_a_rank_uses_a_gpu_that_it_sees(
     assert os.environ.get("ACCELERATE_USE_CPU") == cpu
     introduce(0, 1, 0, "", "")
     os.environ.pop("ACCELERATE_USE_CPU", None)
+
+
+def test_jobs_that_may_still_run_are_not_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    path = tmp_path / "a.json"
+    monkeypatch.setattr(engines, "queued", lambda: None)
+    assert engines.attach([path], tmp_path) == {}
+    (tmp_path / engines.SUBMITTED_FILE).write_text(json.dumps({str(path): ["1_0", 1]}))
+    with pytest.raises(RuntimeError, match="squeue does not answer whether"):
+        engines.attach([path], tmp_path)

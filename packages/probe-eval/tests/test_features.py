@@ -584,6 +584,39 @@ def test_features_that_are_not_finite_are_named(
         extract(backbone, dtype=dtype)
 
 
+@pytest.mark.parametrize("cause", ["features", "index"])
+def test_what_one_process_meets_all_of_them_raise(
+    extract: Extract, together: Callable, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    """So that none waits for one that goes on with other work."""
+    if cause == "index":
+
+        def finish(*_: Any) -> None:
+            raise ValueError("after block 3 of 'clip/33'")
+
+        monkeypatch.setattr(TableWriter, "finish", finish)
+
+    def run(rank: Rank) -> str:
+        backbone = Broken() if cause == "features" else Plain()
+        with pytest.raises(ValueError, match="after block 3 of 'clip/33'") as caught:
+            Extract(extract.folder, rank)(backbone)
+        return str(caught.value)
+
+    one, other = together(2, run)
+    assert one == other
+
+
+def test_names_of_files_need_not_be_text(extract: Extract) -> None:
+    """Linux has names that are no UTF-8, which Python writes with surrogates."""
+
+    class Named(Clips):
+        def sample_id(self, index: int) -> str:
+            return f"clip/\udcff{index}"
+
+    tables = extract(dataset=Named(4))
+    assert list(tables.features.sample_ids) == [f"clip/\udcff{index}" for index in range(4)]
+
+
 def test_large_features_are_no_infinite_ones(accelerator: Accelerator) -> None:
     """Although their sum is."""
 

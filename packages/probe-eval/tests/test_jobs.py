@@ -332,6 +332,22 @@ def test_a_broken_job_ends_like_an_unbroken_one(
     assert not (tmp_path / "job").exists()
 
 
+def test_a_broken_checkpoint_is_made_again_beside_finished_cells(
+    cell: Callable, run: Run, whole: list[ProbeConfig], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Whose features and targets are needed once more."""
+    cells = grid(cell)
+    with monkeypatch.context() as patch:
+        die(patch, records, "write_record", 4)
+        with pytest.raises(KeyboardInterrupt):
+            run(*cells)
+    newest = max((tmp_path / "job" / "checkpoints").glob("step-*"))
+    (newest / "manifest.json").write_text("{}")
+    run(*cells)
+    for one, other in zip(cells, whole, strict=True):
+        assert_equal(one, other)
+
+
 def test_a_job_that_broke_off_while_features_were_made_goes_on(
     cell: Callable, run: Run, backbone: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +486,7 @@ def test_what_is_no_job_is_refused(cell: Callable, run: Run) -> None:
         ({"optim": {"accumulate": 3}}, "batch_size 4"),
         ({"evaluate_every": 2}, "evaluate_every 2 needs clips that are held out"),
         ({"trackers": ("wand",)}, "unknown tracker 'wand'"),
+        ({"data": {"draws": 0}, "shuffle_labels": True}, "'shape' cannot be shuffled .*draws 1"),
     ],
     ids=str,
 )
@@ -526,6 +543,27 @@ def test_the_test_split_is_measured_once(
     assert test(*cells[:3]) == found
     assert backbone.clips == []
     assert not (Path(cells[3].output) / "test.json").exists()
+
+
+def test_a_readout_that_cannot_be_tested_stops_no_other(
+    cell: Callable, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = cell(held_out=0.4), cell(held_out=0.4, block=2)
+    run(bad, good)
+    real = jobs.measure
+    monkeypatch.setattr(
+        jobs,
+        "measure",
+        lambda heads, *rest, **options: {
+            name: "predicted depth is not finite" if name == cell_name(bad) else numbers
+            for name, numbers in real(heads, *rest, **options).items()
+        },
+    )
+    with pytest.raises(ValueError, match=rf"1 of 2 readouts .*{cell_name(bad)}: predicted depth"):
+        jobs.test_job([bad, good], Accelerator(cpu=True), folder=tmp_path / "test")
+    assert read_record(Path(good.output) / "test.json")["split"] == "test"
+    assert not (Path(bad.output) / "test.json").exists()
+    assert not (tmp_path / "test").exists()
 
 
 def test_a_test_of_the_test_split_is_the_record(cell: Callable, run: Run, tmp_path: Path) -> None:

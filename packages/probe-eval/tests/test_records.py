@@ -2,6 +2,8 @@
 
 import importlib.resources
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from probe_eval import records
 from probe_eval.record_schema import SCHEMA_FILE, record_hash
 from probe_eval.records import (
     comparable_key,
@@ -273,6 +276,7 @@ NOT_AVERAGED = {
     "optim.peak_lr": 0.125,
 }
 NEITHER = {
+    "optim.accumulate": 2,
     "readout.num_parameters": 8,
     "readout.sha256": "1" * 64,
     "backbone.num_parameters": 8,
@@ -354,7 +358,28 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_environment_fits_a_record(make_record: Make, tmp_path: Path) -> None:
-    found = environment(2, "cpu")
+    found = environment(2, "cpu", "bf16")
     write_record(tmp_path / "record.json", make_record(environment=found))
-    assert (found["processes"], found["device"]) == (2, "cpu")
+    assert (found["processes"], found["device"], found["precision"]) == (2, "cpu", "bf16")
     assert found["packages"]["torch"][0].isdigit()
+
+
+def test_a_commit_is_of_the_checkout_of_this_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not of one that an installed package merely lies in."""
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    file = tmp_path / "records.py"
+    file.write_text("")
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project")
+    monkeypatch.setattr(records, "__file__", str(file))
+    assert records.git_commit() == ""
+    git("add", "records.py")
+    assert len(records.git_commit()) == 40

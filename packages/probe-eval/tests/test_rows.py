@@ -15,6 +15,7 @@ from probe_eval.report.rows import (
     read_selections,
     relative,
 )
+from probe_eval.report.tables import FEW, score_text
 from probe_eval.runs import write_json
 
 Make = Callable[..., dict[str, Any]]
@@ -176,3 +177,31 @@ def test_a_choice_by_the_numbers_themselves_is_marked(swept: list[dict[str, Any]
 )
 def test_relative_performance(value: float, baseline: float, up: bool, percent: float) -> None:
     assert relative(value, baseline, up=up) == pytest.approx(percent)
+
+
+def test_a_lucky_seed_chooses_nothing(make_record: Make) -> None:
+    held = {"split": "held-out", "held_out": 0.1}
+    kept = [
+        *seeds(make_record, [0.5, 0.25, 0.75], **held),
+        *seeds(make_record, [0.75], **{**held, "features.block": 8}),
+    ]
+    tested = [make_record({"held_out": 0.1, "features.block": block}) for block in (4, 8)]
+    groups = group_records([*kept, *tested])
+    (choice,) = choose_rows(groups[0], groups, []).values()
+    assert (groups[0].split, choice.row.setting[0], choice.optimistic) == ("test", 4, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.500 (1)"), (12.3, "12.300 (1)"), (0.0, "0.000 (1)"), (-0.00042, "-0.00042 (1)")],
+)
+def test_a_small_score_is_not_written_as_none(make_record: Make, value: float, text: str) -> None:
+    (group,) = group_records([make_record({"metric.value": value})])
+    assert score_text(group.rows[0]).rstrip(FEW) == text
+
+
+def test_a_recipe_on_another_data_set_has_a_label_of_its_own(make_record: Make) -> None:
+    """Else its table would take the place of the other's."""
+    records = [make_record({"recipe": "ssv2", "dataset.name": name}) for name in ("ssv2", "mine")]
+    found = {group.label for group in group_records(records)}
+    assert found == {"SSv2 (ssv2, moving_shapes)", "SSv2 (mine, moving_shapes)"}

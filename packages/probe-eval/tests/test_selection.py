@@ -236,3 +236,13 @@ def test_a_table_marks_what_has_too_few_seeds(sweep: Callable) -> None:
     assert "0.375 +- 0.18" in text
     assert "2 !" in text
     assert "top1 \u2191" in text
+
+
+def test_a_table_counts_the_seeds_of_the_test_score(sweep: Callable) -> None:
+    """Not those of the held-out score, of which there are more where a test is still to come."""
+    cells = sweep({(0, 0, 1e-3): [0.5, 0.25, 0.75]})
+    (row,) = summarise(cells, choose_all(cells, (0, 1, 2)))
+    row["test"] = dataclasses.asdict(Score.of([0.5, 0.25]))
+    console = Console(width=120, file=io.StringIO())
+    console.print(results_table([row], held_out=True))
+    assert "2 !" in console.file.getvalue()

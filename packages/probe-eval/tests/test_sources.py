@@ -274,11 +274,6 @@ def test_every_draw_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert source.clock.counts["forwards"] == 2 * CLIPS
 
 
-def test_labels_of_new_clips_cannot_be_shuffled() -> None:
-    with pytest.raises(ValueError, match=r"labels of 'shape' cannot be shuffled .*draws 1"):
-        stream(Clips(), [cell(shuffle_labels=True)])
-
-
 # --- Training on either --------------------------------------------------------------------------
 
 

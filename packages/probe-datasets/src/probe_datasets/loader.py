@@ -6,6 +6,9 @@ Axes: b samples.
 import hashlib
 import logging
 import math
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -104,6 +107,7 @@ def _start_worker(dataset: ClipDataset, started: Synchronized, num_workers: int)
     global _dataset
     _dataset = dataset
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with started.get_lock():
         number = started.value
         started.value += 1
@@ -115,6 +119,13 @@ def _start_worker(dataset: ClipDataset, started: Synchronized, num_workers: int)
         seed=number,
         dataset=dataset,  # type: ignore[arg-type]
     )
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this worker when its parent was killed, which tells its children nothing."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _read_here(places: Sequence[tuple[int, int]]) -> Batch:

@@ -173,7 +173,7 @@ def check_features(backbone: FrozenBackbone, *, block: int, timestep: int) -> No
     """
     if not 0 <= block <= backbone.num_blocks:
         raise ValueError(
-            f"block {block} must be 0 (patch embedding) to {backbone.num_blocks}, the depth of "
+            f"block {block} must be 0 to {backbone.num_blocks}, the depth of "
             f"backbone {backbone.name!r}"
         )
     backbone.noise_level(timestep)

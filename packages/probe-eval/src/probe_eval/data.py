@@ -55,6 +55,11 @@ def open_splits(config: DataConfig, held_out: float) -> Splits:
             that differ between the splits.
     """
     of_test = config_of_test(config)
+    if of_test.test_split == config.train_split and not config.test_dataset:
+        raise ValueError(
+            f"test_split {of_test.test_split!r} is the split that readouts are trained on; choose "
+            "another, or hold a part out with held_out"
+        )
     train = open_split(config, config.train_split)
     test = open_split(of_test, of_test.test_split, augment=False)
     check_classes({"train": train, "test": test})

@@ -24,6 +24,7 @@ from probe_eval.report.rows import Group, read_groups
 from probe_eval.report.tables import Table, number_text
 from probe_eval.runs import read_json
 from probe_eval.show import TWINS, run_show
+from probe_eval.sweeps.selection import Score
 
 logger = logging.getLogger(__name__)
 CLIP = "dog.mp4"
@@ -184,7 +185,7 @@ def print_table(groups: Sequence[Group]) -> None:
                 row.backbone,
                 "shuffled" if group.shuffled else "true",
                 str(row.count),
-                f"{row.mean:.3f} +- {row.std or 0:.3f}",
+                str(Score.of(row.values)),
                 number_text(group.chance),
             )
     Console().print(table)

@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 STEPS_BETWEEN_LOSSES = 10
+MOST_LOSSES = 1000
+"""Longer runs keep a loss less often."""
 
 Batch = dict[str, Tensor]
 Row = dict[str, int | float]
@@ -205,6 +207,7 @@ def train(
     clock = clock or Clock()
     names = [group for model in objective.models for group in objective.groups(model)]
     config = optims[names[0]]
+    between = max(STEPS_BETWEEN_LOSSES, config.steps // MOST_LOSSES)
     num_samples = len(objective.dataset)  # type: ignore[arg-type]
     if num_samples == 0:
         raise ValueError("there are no samples to train on")
@@ -249,7 +252,7 @@ def train(
                 done = step + 1
                 objective.after_step(done)
                 last = done == config.steps
-                if done % STEPS_BETWEEN_LOSSES == 0 or last:
+                if done % between == 0 or last:
                     row = objective.row(done, accelerator.reduce(means, reduction="mean"))
                     history.losses.append(row)
                     objective.log(row)

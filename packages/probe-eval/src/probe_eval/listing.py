@@ -7,10 +7,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from probe_eval.records import Found, comparable_key, differences, find_records
+from probe_eval.records import Found, comparable_key, differences, find_records, problem_of
+from probe_eval.report.names import ARROWS
 
-COLUMNS = ("task", "split", "backbone", "block", "timestep", "lr", "seed", "value", "key", "when")
-"""What lines can be sorted by."""
 KEY_LENGTH = 6
 
 
@@ -84,9 +83,7 @@ def why_not(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each task with records of several keys: the first key, another one, and what differs."""
     kinds: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for record in records:
-        problem = record["task"], record["dataset"]["name"], record["split"]
-        keys = kinds.setdefault((*problem, record["shuffled_labels"]), {})
-        keys.setdefault(comparable_key(record), record)
+        kinds.setdefault(problem_of(record), {}).setdefault(comparable_key(record), record)
     return [
         {"task": task, "keys": [first, key], "differences": differences(found[first], record)}
         for (task, *_), found in kinds.items()
@@ -112,12 +109,12 @@ def records_table(lines: Sequence[Mapping[str, Any]]) -> Table:
         weights.setdefault(line["backbone"], set()).add(line["weights_hash"])
     for line in lines:
         mark = f" {line['weights_hash'][:6]}" if len(weights[line["backbone"]]) > 1 else ""
-        arrow = "\N{UPWARDS ARROW}" if line["direction"] == "up" else "\N{DOWNWARDS ARROW}"
         control = " (shuffled)" if line["labels"] == "shuffled" else ""
         table.add_row(
             *(f"{line['task']}{control}", line["split"], line["backbone"] + mark),
             *(str(line["block"]), str(line["timestep"]), f"{line['lr']:g}", str(line["seed"])),
-            f"{line['metric']}{' ' + line['variant'] if line['variant'] else ''} {arrow}",
+            f"{line['metric']}{' ' + line['variant'] if line['variant'] else ''} "
+            f"{ARROWS[line['direction']]}",
             f"{line['value']:.4f}",
             "-" if line["chance"] is None else f"{line['chance']:.4f}",
             *(line["key"][:KEY_LENGTH], line["when"][:16].replace("T", " ")),

@@ -37,6 +37,12 @@ PACKAGES = (
     "torch",
     "accelerate",
 )
+SELECTION_FILE = "selection.json"
+"""What a sweep chose."""
+MIN_SEEDS = 3
+"""Fewer say little of the spread."""
+Setting = tuple[int, int, float]
+"""Block, timestep, peak learning rate: what is chosen, and which comes first in a tie."""
 OTHER_TASKS = ("generate", "reconstruct")
 """What other commands write into their record.json, which is no result of a probe."""
 
@@ -145,12 +151,25 @@ def comparable_fields(record: Mapping[str, Any]) -> dict[str, Any]:
         },
         "readout.name": record["readout"]["name"],
         **{f"readout.{name}": value for name, value in config["readout"].items()},
-        **{f"optim.{name}": value for name, value in record["optim"].items() if name != "peak_lr"},
+        # `accumulate` parts a batch as the number of processes does, which decides nothing either.
+        **{
+            f"optim.{name}": value
+            for name, value in record["optim"].items()
+            if name not in ("peak_lr", "accumulate")
+        },
         "draws": config["data"].get("draws", 1),
         "held_out": record["held_out"],
+        "precision": record["environment"]["precision"],
         "shuffled_labels": record["shuffled_labels"],
     }
     return copy.deepcopy(fields)
+
+
+def problem_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What one expects to be comparable: one task on one data set, and how it was measured."""
+    dataset = record["dataset"]
+    names = record["task"], dataset["name"], dataset["test_name"]
+    return *names, record["split"], record["shuffled_labels"]
 
 
 def replicate_fields(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +211,14 @@ def differences(
     ]
 
 
-def rank(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Records from the best to the worst; equal ones keep their order.
+def setting_of(record: Mapping[str, Any]) -> Setting:
+    """Block, timestep and learning rate of a record."""
+    features = record["features"]
+    return features["block"], features["timestep"], record["optim"]["peak_lr"]
+
+
+def check_comparable(records: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that the numbers of records can be ranked.
 
     Raises:
         ValueError: if they are not comparable, naming the fields that differ.
@@ -204,6 +229,15 @@ def rank(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 f"records of {records[0]['task']} and {record['task']} cannot be ranked: "
                 f"{'; '.join(found)}; compare runs that agree in these"
             )
+
+
+def rank(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records from the best to the worst; equal ones keep their order.
+
+    Raises:
+        ValueError: if they are not comparable, naming the fields that differ.
+    """
+    check_comparable(records)
     return sorted(
         records,
         key=lambda record: record["metric"]["value"],
@@ -224,8 +258,8 @@ def coverage(counts: Coverage) -> dict[str, Any]:
     }
 
 
-def environment(processes: int, device: str) -> dict[str, Any]:
-    """Where a result was made: machine, versions, commit."""
+def environment(processes: int, device: str, precision: str = "no") -> dict[str, Any]:
+    """Where a result was made: machine, precision (`no` is fp32), versions, commit."""
     packages = {}
     for package in PACKAGES:
         try:
@@ -238,22 +272,28 @@ def environment(processes: int, device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": device,
         "processes": processes,
+        "precision": precision,
         "packages": packages,
         "git_commit": git_commit(),
     }
 
 
 def git_commit() -> str:
-    """Commit of the checkout that this code runs from; empty outside one."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    """Commit of the checkout that this code runs from; empty outside one.
+
+    An installed package may lie within the checkout of something else, which does not track it.
+    """
+    file = Path(__file__)
+    for command in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]):
+        try:
+            answer = subprocess.run(
+                ["git", *command],
+                cwd=file.parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+    return answer.stdout.strip()

@@ -143,7 +143,9 @@ def sample_noise(
     """
     noise = []
     for sample_id in sample_ids:
-        digest = hashlib.blake2b(f"{seed}/{timestep}/{sample_id}".encode(), digest_size=8).digest()
+        # Names of files need not be UTF-8.
+        name = f"{seed}/{timestep}/{sample_id}".encode(errors="surrogateescape")
+        digest = hashlib.blake2b(name, digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         noise.append(torch.randn(*shape, generator=generator))
     return torch.stack(noise)

@@ -4,6 +4,7 @@ Axes: b batch, c channels, T H W pixels, t h w feature grid, n tokens, d width.
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import textwrap
@@ -308,7 +309,13 @@ def told(what: Any) -> str:
         fields = [(field.name, getattr(what, field.name)) for field in dataclasses.fields(what)]
         values = [f"{name}={told(value) if callable(value) else value!r}" for name, value in fields]
         return f"{type(what).__name__}({', '.join(values)})"
+    if isinstance(what, functools.partial):
+        return f"{told(what.func)} of {what.args} and {sorted(what.keywords.items())}"
     try:
-        return textwrap.dedent(inspect.getsource(what))
+        source = textwrap.dedent(inspect.getsource(what))
     except (OSError, TypeError):  # typed into a shell, or an instance that can be called
         return getattr(what, "__qualname__", type(what).__qualname__)
+    # What the source leaves open: variables of the function around it.
+    around = inspect.getclosurevars(what).nonlocals if inspect.isfunction(what) else {}
+    settings = {name: v for name, v in sorted(around.items()) if isinstance(v, int | float | str)}
+    return f"{source} with {settings}" if settings else source

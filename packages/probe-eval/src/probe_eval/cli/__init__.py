@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from probe_eval.cli.console import one_document, say
+from probe_eval.cli.console import ReaderGone, one_document, say
 from probe_eval.cli.parsing import PROG, known
 from probe_eval.distributed import is_main_process
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with one_document(as_json):
             return attempt(words, debug=debug)
-    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+    except ReaderGone:
         return 0
 
 
@@ -92,8 +92,6 @@ def attempt(words: list[str], *, debug: bool) -> int:
     """
     try:
         return dispatch(words)
-    except BrokenPipeError:
-        raise
     except SystemExit as stop:
         if stop.code:
             raise

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ _stream: ContextVar[TextIO | None] = ContextVar("stream", default=None)
 _document: ContextVar[list[Any]] = ContextVar("document")
 
 
+class ReaderGone(Exception):
+    """Nobody reads what is printed any more, as after `| head -1`; no error of the command."""
+
+
 def wants_json() -> bool:
     """Whether this command line has `--json`."""
     return _stream.get() is not None
@@ -42,7 +47,27 @@ def say(text: str, value: Any) -> None:
     if wants_json():
         _document.get().append(value)
     elif is_main_process() and text:
-        print(text)  # noqa: T201
+        with reader_may_go():
+            print(text)  # noqa: T201
+
+
+@contextlib.contextmanager
+def reader_may_go() -> Iterator[None]:
+    """For what prints, and nothing else: other pipes may break, too.
+
+    Raises:
+        ReaderGone: if nobody reads the output.
+    """
+    stream = _stream.get() or sys.stdout
+    try:
+        try:
+            yield
+        finally:
+            stream.flush()
+    except BrokenPipeError as error:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise ReaderGone from error
 
 
 def table_text(table: "Table") -> str:
@@ -71,13 +96,22 @@ def one_document(wanted: bool) -> Iterator[None]:
     tokens = _stream.set(sys.stdout), _document.set(said)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            yield
-        if is_main_process():
-            json.dump(plain_values(said[-1] if said else None), sys.stdout, indent=2)
-            print()  # noqa: T201
+            try:
+                yield
+            except Exception as error:
+                print_document({"error": " ".join(str(error).split()) or type(error).__name__})
+                raise
+        print_document(said[-1] if said else None)
     finally:
         _stream.reset(tokens[0])
         _document.reset(tokens[1])
+
+
+def print_document(value: Any) -> None:
+    """Prints a value as JSON, on rank 0, to where the document goes."""
+    if is_main_process():
+        with reader_may_go():
+            print(json.dumps(plain_values(value), indent=2), file=_stream.get())
 
 
 def plain_values(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +10,9 @@ from typing import Any
 
 import tyro
 
-from probe_eval.cli.console import say, wants_json
+from probe_eval.cli.console import reader_may_go, say, wants_json
 from probe_eval.distributed import is_main_process
+from probe_eval.sweeps.overrides import check_known
 
 PROG = "probe-eval"
 _asking: ContextVar[bool] = ContextVar("asking", default=False)
@@ -55,12 +55,8 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
     Raises:
         ValueError: naming the known ones, and the nearest.
     """
-    names = list(names)
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")
+    check_known(kind, name, list(names))
+    return name
 
 
 def asks_for_list(words: list[str]) -> bool:
@@ -90,7 +86,7 @@ def parse(kind: Any, words: list[str], command: str, default: Any = None) -> Any
     given = {} if default is None else {"default": default}
     complaint, printed = io.StringIO(), io.StringIO()
     try:
-        with contextlib.ExitStack() as stack:
+        with reader_may_go(), contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.redirect_stderr(complaint))
             if wants_json():
                 stack.enter_context(contextlib.redirect_stdout(printed))

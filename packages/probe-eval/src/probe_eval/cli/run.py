@@ -87,6 +87,8 @@ def plan_run(name: str, config: ProbeConfig, device: Any) -> dict[str, Any]:
 
 def in_words(planned: dict[str, Any], config: ProbeConfig) -> str:
     """The plan of a run for people."""
+    from probe_eval.sweeps.plan_table import duration, gigabytes
+
     clips, features, optim = planned["clips"], config.features, config.optim
     measured = clips["held_out"] or clips["test"]
     return "\n".join(
@@ -95,8 +97,9 @@ def in_words(planned: dict[str, Any], config: ProbeConfig) -> str:
             f"{features.timestep}: {config.data.dataset}, {clips['train']:,} clips to train on, "
             f"{measured:,} to measure on",
             f"{planned['forwards']:,} forwards, {optim.steps:,} steps of {optim.batch_size}",
-            f"{planned['disk_gb']:.2f} GB of scratch, {planned['kept_gb']:.2f} GB kept in the "
-            f"cache, {planned['memory_gb']:.2f} GB of memory, about {planned['seconds']:.0f} s",
+            f"{gigabytes(planned['disk_gb'])} of scratch, {gigabytes(planned['kept_gb'])} kept in "
+            f"the cache, {gigabytes(planned['memory_gb'])} of memory, about "
+            f"{duration(planned['seconds'])}",
             f"results go to {config.output}",
         ]
     )

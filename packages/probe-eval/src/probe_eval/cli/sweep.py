@@ -30,7 +30,7 @@ def sweep(words: list[str]) -> int:
     """Readouts on many features."""
     given = parse(Sweep, parted(words), "sweep")
     config = plain(SweepConfig, given)
-    from probe_eval.sweeps.selection import MIN_SEEDS
+    from probe_eval.records import MIN_SEEDS
 
     few = ""
     if len(config.seeds) < MIN_SEEDS:

@@ -29,6 +29,7 @@ from probe_eval.probing.results import Measured
 from probe_eval.probing.scratch import check_state, clear, read_state
 from probe_eval.probing.training import Job, extract, is_done, load_tasks, whole_time
 from probe_eval.sharding import load_sharded
+from probe_eval.storage.cache import told_disk_errors
 
 __all__ = [
     "cell_identity",
@@ -90,13 +91,16 @@ def run_job(
     todo = [cell for cell in candidates if not is_done(cell, backbone)]
     accelerator.wait_for_everyone()
     if todo:
+        if all(cell not in todo for cell in under_way):
+            under_way = []
         job = Job(todo, under_way, accelerator, folder, backbone, state)
-        job.prepare()
-        if any(cell in todo for cell in under_way):
-            job.train(under_way)
-        job.forget_training()
-        for training in split_into_trainings([cell for cell in todo if cell not in under_way]):
-            job.train(training)
+        with told_disk_errors(folder):
+            job.prepare()
+            if under_way:
+                job.train(under_way)
+            job.forget_training()
+            for training in split_into_trainings([cell for cell in todo if cell not in under_way]):
+                job.train(training)
     if accelerator.is_main_process:
         clear(folder)
     accelerator.wait_for_everyone()
@@ -130,6 +134,7 @@ def test_job(
     clock, first = Clock(), cells[0]
     backbone = open_backbone(first.features, accelerator)
     found: dict[ProbeConfig, dict[str, Any]] = {}
+    problems: list[str] = []
     for cell in cells:
         record = results.read_finished(cell)
         if record is None:
@@ -157,7 +162,7 @@ def test_job(
             )
             for cell in todo
         ]
-        environment = records.environment(accelerator.num_processes, str(accelerator.device))
+        environment = results.environment(accelerator)
         for group in by_block(heads):
             numbers = measure(
                 group,
@@ -171,8 +176,8 @@ def test_job(
             for head in group:
                 result = numbers[head.name]
                 if isinstance(result, str):
-                    raise ValueError(f"{head.name} cannot be measured on the test split: {result}")
-                if accelerator.is_main_process:
+                    problems.append(f"{head.name}: {result}")
+                elif accelerator.is_main_process:
                     results.write_test(
                         found[head.cell],
                         head.cell,
@@ -187,6 +192,11 @@ def test_job(
     if accelerator.is_main_process:
         clear(folder)
     accelerator.wait_for_everyone()
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(cells)} readouts cannot be measured on the test split "
+            f"({'; '.join(problems)})"
+        )
     return [record for cell in cells if (record := results.read_finished(cell, records.TEST_FILE))]
 
 

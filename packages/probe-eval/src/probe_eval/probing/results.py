@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from probe_datasets import ClipDataset, Coverage
 from probe_eval import records, runs
 from probe_eval.backbone import FrozenBackbone
@@ -15,6 +17,7 @@ from probe_eval.harness import Row
 from probe_eval.probing.cells import cell_identity, read_cell
 from probe_eval.probing.heads import Head
 from probe_eval.probing.measuring import Numbers
+from probe_eval.storage.forwards import NOISE
 from probe_eval.tasks.base import Task
 from probe_readouts import BackboneIdentity, Readout, load_readout, save_readout
 
@@ -22,7 +25,6 @@ READOUT_FILE = "readout.safetensors"
 LOSSES_FILE = "losses.json"
 EVALUATIONS_FILE = "evaluations.json"
 FAILED_FILE = "failed.json"
-NOISE = "gaussian by (seed, sample, timestep)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,13 @@ class Measured:
             "evaluated": counts.found,
             **records.coverage(counts),
         }
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Where and in which precision results are made."""
+    return records.environment(
+        accelerator.num_processes, str(accelerator.device), accelerator.mixed_precision
+    )
 
 
 def identify(backbone: FrozenBackbone, cell: ProbeConfig) -> BackboneIdentity:
@@ -120,7 +129,7 @@ def write_result(
         OSError: if the disk is full or the folder cannot be written to.
     """
     cell, folder = head.cell, Path(head.cell.output)
-    metric = {**numbers.values}[head.task.metric]
+    metric = numbers.values[head.task.metric]
     about = {"task": cell.task, "dataset": cell.data.dataset, head.task.metric: metric}
     save_readout(head.readout, folder / READOUT_FILE, identify(backbone, cell), about)
     with (folder / READOUT_FILE).open("rb") as file:
@@ -242,6 +251,8 @@ def readout_of(cell: ProbeConfig, backbone: FrozenBackbone, record: Mapping[str,
         ValueError: if it is damaged, or not the one that was measured.
     """
     path = Path(cell.output) / READOUT_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; delete the folder, and run again to train it anew")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != record["readout"]["sha256"]:

@@ -138,11 +138,6 @@ class ClipSource(Source):
         self.backbone, self.clock, self.failed = backbone, clock, {}
         self.settings, self.workers = cells[0].features, cells[0].data.workers
         self.blocks = sorted({cell.features.block for cell in cells})
-        if shuffled := [cell for cell in cells if cell.shuffle_labels]:
-            raise ValueError(
-                f"labels of {shuffled[0].task!r} cannot be shuffled among clips that are new in "
-                "every epoch; set --data.draws 1"
-            )
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -80,6 +80,11 @@ class Job:
                     f"evaluate_every {cell.evaluate_every} needs clips that are held out, because "
                     "the test split is for the end; set --held-out 0.1"
                 )
+            if cell.shuffle_labels and not cell.data.draws:
+                raise ValueError(
+                    f"labels of {cell.task!r} cannot be shuffled among clips that are new in "
+                    "every epoch; set --data.draws 1"
+                )
         check_trackers(self.cells)
         self.splits = open_splits(self.first.data, self.first.held_out)
         self.tasks = load_tasks([*self.cells, *self.under_way], self.splits)
@@ -117,8 +122,8 @@ class Job:
             self.backbone,
             self.splits,
             split,
-            self.cells,
-            {cell.task: self.tasks[cell.task] for cell in self.cells},
+            [*self.cells, *self.under_way],
+            self.tasks,
             self.accelerator,
             self.folder,
             self.clock,
@@ -211,9 +216,7 @@ class Job:
         test = Measured(
             name=self.measured, dataset=dataset, failed=self.test_tables.features.failed
         )
-        environment = records.environment(
-            self.accelerator.num_processes, str(self.accelerator.device)
-        )
+        environment = results.environment(self.accelerator)
         waiting = [head for head in heads if not is_done(head.cell, self.backbone)]
         self.accelerator.wait_for_everyone()
         for group in by_block(waiting):

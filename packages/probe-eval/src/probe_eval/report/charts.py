@@ -1,6 +1,7 @@
 """The figures of a report, as functions of plain data; each writes a PNG and a PDF."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +11,11 @@ from probe_eval.report.style import COLOURS, MARKERS, OTHERS, colours_of, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS_PER_ROW = 5
+LETTERS_PER_INCH = 12
+"""Of a figure's title."""
 
 
 class Score(NamedTuple):
@@ -38,6 +42,12 @@ class Bars(NamedTuple):
     """By backbone."""
     controls: Mapping[str, Score]
     """Likewise, of training on shuffled labels."""
+
+
+def _head(figure: "Figure", title: str) -> None:
+    """A title in as many lines as the figure is too narrow for."""
+    letters = int(LETTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle(textwrap.fill(title, letters), fontsize=10)
 
 
 def draw_bars(
@@ -67,7 +77,7 @@ def draw_bars(
         handles = _bar_legend(names, colours, tasks)
         figure.legend(handles=handles, loc="outside lower center", ncols=int(width / 1.7))
         if title:
-            figure.suptitle(title, fontsize=10)
+            _head(figure, title)
         return write_figure(figure, path)
 
 
@@ -178,8 +188,8 @@ def draw_heat_maps(
             axis.set_title(name)
             axis.set_xlabel("timestep (noise level)")
         axes[0].set_ylabel("block")
-        figure.colorbar(image, ax=list(axes), label=metric, shrink=0.95)
-        figure.suptitle(title, fontsize=10)
+        figure.colorbar(image, ax=list(axes), label=metric.replace("\n", " "), shrink=0.95)
+        _head(figure, title)
         return write_figure(figure, path)
 
 
@@ -222,7 +232,7 @@ def draw_noise_levels(
                 if chance is not None:
                     axis.axhline(chance, color="black", linewidth=0.9, linestyle=":")
             row[0].set_ylabel(metric)
-        figure.suptitle(title + (", dotted: chance" if chance is not None else ""), fontsize=10)
+        _head(figure, title + (", dotted: chance" if chance is not None else ""))
         return write_figure(figure, path)
 
 

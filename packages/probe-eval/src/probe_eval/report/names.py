@@ -49,6 +49,12 @@ def metric_label(name: str, variant: str, direction: str) -> str:
     return f"{label}{f' ({variant})' if variant else ''} {ARROWS[direction]}"
 
 
+def axis_label(name: str, direction: str) -> str:
+    """Metric and which way is better, as short as an axis wants it."""
+    better = {"up": "higher", "down": "lower"}[direction]
+    return f"{METRICS.get(name, name.replace('_', ' '))}\n({better} is better)"
+
+
 def in_order(labels: Iterable[str], known: dict[str, str]) -> list[str]:
     """Each label once: those of the study in its order, then the others as they come."""
     names = list(dict.fromkeys(labels))

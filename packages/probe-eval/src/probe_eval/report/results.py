@@ -186,7 +186,7 @@ def _bars(
     tasks = [
         charts.Bars(
             title=group.label,
-            metric=group.metric,
+            metric=group.axis,
             chance=group.chance,
             scores=pick(choices[group.key]),
             controls=pick(controls.get(group.label, {})),
@@ -288,7 +288,7 @@ def _noise_levels(results: Results, group: Group) -> list[Part]:
     parts: list[Part] = []
     if len(blocks) > 1 and len(timesteps) > 1:
         png, _ = charts.draw_heat_maps(
-            grids, figures / f"blocks-{stem}", title=title, metric=group.metric, up=group.up
+            grids, figures / f"blocks-{stem}", title=title, metric=group.axis, up=group.up
         )
         caption = f"{group.label}: {group.metric} at each block and noise level{best}."
         parts.append(Picture(path=png, alt=f"Heat maps of {group.label}", caption=caption))
@@ -296,7 +296,7 @@ def _noise_levels(results: Results, group: Group) -> list[Part]:
         grids,
         figures / f"noise-{stem}",
         title=title,
-        metric=group.metric,
+        metric=group.axis,
         chance=group.chance,
     )
     caption = f"{group.label}: lines are standard deviations over seeds{best}."

@@ -3,30 +3,29 @@
 import dataclasses
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from probe_eval.records import (
+    SELECTION_FILE,
     Found,
+    Setting,
     comparable_key,
     differences,
     find_records,
+    problem_of,
     rank,
     replicate_key,
+    setting_of,
 )
-from probe_eval.report.names import BACKBONES, DATASETS, TASKS, metric_label
+from probe_eval.report.names import BACKBONES, DATASETS, TASKS, axis_label, metric_label
 from probe_eval.runs import read_json
 
-MIN_SEEDS = 3
-"""Fewer say little of the spread."""
-SELECTION_FILE = "selection.json"
 SPLITS = ("test", "held-out")
 
 Record = Mapping[str, Any]
-Setting = tuple[int, int, float]
-"""Block, timestep, peak learning rate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +75,7 @@ class Row:
     @property
     def setting(self) -> Setting:
         """Block, timestep and learning rate."""
-        features = self.first["features"]
-        return features["block"], features["timestep"], self.first["optim"]["peak_lr"]
+        return setting_of(self.first)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +114,12 @@ class Group:
         """The metric with its variant and direction, for people."""
         metric = self.first["metric"]
         return metric_label(metric["name"], metric["variant"], metric["direction"])
+
+    @property
+    def axis(self) -> str:
+        """The metric as it stands at an axis."""
+        metric = self.first["metric"]
+        return axis_label(metric["name"], metric["direction"])
 
     @property
     def chance(self) -> float | None:
@@ -196,13 +200,6 @@ def group_records(records: Sequence[dict[str, Any]], *, separate: bool = False) 
     )
 
 
-def problem_of(record: Record) -> tuple[Any, ...]:
-    """What one expects to be comparable: one task on one data set, and how it was measured."""
-    dataset = record["dataset"]
-    names = record["task"], dataset["name"], dataset["test_name"]
-    return *names, record["split"], record["shuffled_labels"]
-
-
 def label_problems(
     problems: Mapping[tuple[Any, ...], Mapping[str, Sequence[Record]]],
 ) -> dict[tuple[Any, ...], str]:
@@ -215,7 +212,7 @@ def label_problems(
         recipes[problem[:3]] |= {r["recipe"] for members in kinds.values() for r in members}
     labels = {}
     for problem in problems:
-        task, name, test_name, _, _ = problem
+        task, name, *_ = problem
         found = recipes[problem[:3]] - {""}
         if len(found) == 1:
             recipe = next(iter(found))
@@ -223,10 +220,20 @@ def label_problems(
         elif (task, name) in DATASETS:
             labels[problem] = DATASETS[task, name]
         elif len(datasets[task]) > 1:
-            labels[problem] = f"{task} ({name if name == test_name else f'{name}, {test_name}'})"
+            labels[problem] = in_full(task, problem)
         else:
             labels[problem] = task
-    return labels
+    # A recipe may have been given another data set.
+    alike = Counter((label, *problem[3:]) for problem, label in labels.items())
+    return {
+        problem: label if alike[label, *problem[3:]] == 1 else in_full(label, problem)
+        for problem, label in labels.items()
+    }
+
+
+def in_full(label: str, problem: tuple[Any, ...]) -> str:
+    """A label with the data sets of training and test."""
+    return f"{label} ({', '.join(dict.fromkeys(problem[1:3]))})"
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
@@ -315,8 +322,11 @@ def choose_rows(
 
 
 def best_of(rows: Sequence[Row], *, up: bool) -> Row:
-    """The row with the best mean; of equal ones the first."""
-    return max(rows, key=lambda row: row.mean if up else -row.mean)
+    """Of the rows with the most seeds the one with the best mean; of equal ones the first.
+
+    The mean of few seeds is the best of many by luck.
+    """
+    return max(rows, key=lambda row: (row.count, row.mean if up else -row.mean))
 
 
 def is_chosen(row: Row, choice: Mapping[str, Any]) -> bool:

@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from probe_eval.report.rows import MIN_SEEDS, Choice, Group, Row, relative
+from probe_eval.records import MIN_SEEDS
+from probe_eval.report.rows import Choice, Group, Row, relative
 from probe_eval.runs import write_text
 
 FEW = "\N{DAGGER}"
@@ -145,9 +147,17 @@ def to_csv(table: Table) -> str:
 
 def score_text(row: Row, *, optimistic: bool = False) -> str:
     """Mean, standard deviation and seeds, with their marks."""
-    spread = f" \N{PLUS-MINUS SIGN} {row.std:.3f}" if row.std is not None else ""
+    form = f".{decimals(row)}f"
+    spread = f" \N{PLUS-MINUS SIGN} {row.std:{form}}" if row.std is not None else ""
     marks = (FEW if row.count < MIN_SEEDS else "") + (OWN if optimistic else "")
-    return f"{row.mean:.3f}{spread} ({row.count}){marks}"
+    return f"{row.mean:{form}}{spread} ({row.count}){marks}"
+
+
+def decimals(row: Row) -> int:
+    """3, or as many more as leave a small mean, as errors in metres are, two digits; at most 6."""
+    if row.mean == 0:
+        return 3
+    return min(6, max(3, 1 - math.floor(math.log10(abs(row.mean)))))
 
 
 def number_text(value: float | None, form: str = ".3f") -> str:

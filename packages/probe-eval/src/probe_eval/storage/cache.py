@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from probe_eval.runs import read_json
 from probe_eval.storage.tables import INDEX_FILE, KEY_FILE, key_digest, verify_table
 
@@ -138,9 +140,13 @@ def told_disk_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        # safetensors tells the system's number in its text alone.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or f"os error {errno.ENOSPC}" in str(error):
             raise OSError(f"the disk of {folder} is full; {WAYS_OUT}") from error
+        if isinstance(error, SafetensorError):
+            raise
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise OSError(
                 f"{folder} cannot be written ({error.strerror}); use a folder that can: "

@@ -6,6 +6,7 @@ which go through the backbone together.
 
 import hashlib
 import itertools
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, cast, overload
@@ -102,7 +103,7 @@ def describe_data(dataset: ClipDataset, example: Mapping[str, Any]) -> dict[str,
     step = max(len(dataset) // IDS_LOOKED_AT, 1)
     ids = hashlib.sha256()
     for index in range(0, len(dataset), step):
-        ids.update(f"{dataset.sample_id(index)}\n".encode())
+        ids.update(os.fsencode(f"{dataset.sample_id(index)}\n"))
     return {
         "fingerprint": dataset.fingerprint,
         "num_clips": len(dataset),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from probe_eval.progress import Tracker
 from probe_eval.storage import cache
 from probe_eval.storage.tables import TableWriter, estimate_bytes
 
+logger = logging.getLogger(__name__)
 Columns = dict[str, Tensor]
 Chunks = Callable[[Sequence[int], Sequence[str]], Iterator[tuple[int, Batch]]]
 """Reads the units of some numbers as some writers need them: the unit's number, a chunk of it."""
@@ -85,14 +87,39 @@ class Filling:
         for name in survey.missing:
             with cache.told_disk_errors(self.writers[name].folder):
                 self.writers[name].start()
+        problem: ValueError | OSError | None = None
         with self.step():
-            self.make_shards(survey)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            for name in survey.missing:
-                with cache.told_disk_errors(self.writers[name].folder):
-                    self.writers[name].finish(self.failed)
-        self.accelerator.wait_for_everyone()
+            try:
+                self.make_shards(survey)
+            except (ValueError, OSError) as error:
+                if self.accelerator.num_processes > 1:
+                    logger.warning("%s; waiting for the other processes", error)
+                problem = error
+        self.raise_together(problem)
+        try:
+            if self.accelerator.is_main_process:
+                self.finish(list(survey.missing))
+        except (ValueError, OSError) as error:
+            problem = error
+        self.raise_together(problem)
+
+    def finish(self, names: Sequence[str]) -> None:
+        """Makes tables of the shards of some writers."""
+        for name in names:
+            with cache.told_disk_errors(self.writers[name].folder):
+                self.writers[name].finish(self.failed)
+
+    def raise_together(self, problem: ValueError | OSError | None) -> None:
+        """Waits for all processes, and raises on all of them what one of them met.
+
+        One that failed alone would leave the others waiting, if its caller goes on.
+        """
+        mine = None if problem is None else (isinstance(problem, OSError), str(problem))
+        found = gather_items(self.accelerator, [mine])
+        if problem is not None:
+            raise problem
+        for of_system, text in filter(None, found):
+            raise (OSError if of_system else ValueError)(text)
 
     def survey(self) -> Survey:
         """What lacks, as the main process sees it."""
@@ -208,11 +235,12 @@ class UnitRows:
                 self.parts[name].append(columns)
 
     def columns(self) -> dict[str, Columns]:
-        """Rows of each table, by column."""
-        return {
-            name: {
+        """Rows of each table, by column; the parts are given up one table after the other."""
+        whole: dict[str, Columns] = {}
+        for name in list(self.parts):
+            parts = self.parts.pop(name)
+            whole[name] = {
                 column: torch.cat([part[column] for part in parts])
                 for column in (parts[0] if parts else ())
             }
-            for name, parts in self.parts.items()
-        }
+        return whole

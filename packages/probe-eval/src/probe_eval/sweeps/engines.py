@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from probe_eval.progress import Tracker
+from probe_eval.runs import write_json
 
 Engine = Literal["local", "submitit", "ray"]
 Run = Callable[[Path], None]
@@ -110,13 +111,8 @@ def run_here(paths: Sequence[Path], run: Run) -> dict[Path, str]:
             except Exception as error:
                 failed[path] = f"{type(error).__name__}: {error}"
                 logger.warning("job %s failed: %s", path, error)
-            tracker.advance(note=failure_note(failed))
+            tracker.advance(note=f"{len(failed)} failed")
     return failed
-
-
-def failure_note(failed: Mapping[Path, str]) -> str:
-    """What stands behind the progress."""
-    return f"{len(failed)} failed" if failed else ""
 
 
 # --- Slurm ---------------------------------------------------------------------------------------
@@ -169,9 +165,8 @@ def introduce(rank: int, world_size: int, local_rank: int, host: str, job: str) 
     else:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     port = 15_000 + zlib.crc32(job.encode()) % 17_000  # below those that the kernel gives away
-    values = (rank, world_size, local_rank, host, port)
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    os.environ.update(zip(names, map(str, values), strict=True))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 
 def run_on_slurm(
@@ -266,7 +261,7 @@ def wait_for_slurm(jobs: Mapping[Path, Any]) -> dict[Path, str]:
                 if reason := why_failed(job):
                     failed[path] = reason
                     logger.warning("job %s failed: %s", path, reason)
-                tracker.advance(note=failure_note(failed))
+                tracker.advance(note=f"{len(failed)} failed")
             if waiting:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
     return failed
@@ -308,17 +303,21 @@ def submitted(folder: Path) -> dict[str, list]:
 def remember(jobs: Mapping[Path, Any], folder: Path) -> None:
     """Notes which jobs were submitted, so that none is submitted twice."""
     new = {str(path): [job.job_id, job.num_tasks] for path, job in jobs.items()}
-    partial = folder / f"{SUBMITTED_FILE}.partial"
-    partial.write_text(json.dumps(submitted(folder) | new, indent=2) + "\n")
-    partial.replace(folder / SUBMITTED_FILE)
+    write_json(folder / SUBMITTED_FILE, submitted(folder) | new)
 
 
 def attach(paths: Sequence[Path], folder: Path) -> dict[Path, Any]:
-    """Jobs of an earlier command that Slurm still has."""
+    """Jobs of an earlier command that Slurm still has.
+
+    Raises:
+        RuntimeError: if Slurm does not say which it has.
+    """
     from submitit import SlurmJob
 
     known = submitted(folder)
-    queue = (queued() or set()) if known else set()
+    queue = queued() if known else set()
+    if queue is None:
+        raise RuntimeError(f"squeue does not answer whether jobs of {folder} run; try again later")
     jobs = {}
     for path in paths:
         name, num_tasks = known.get(str(path), ["", 0])
@@ -371,7 +370,7 @@ def run_on_ray(
                     if reason:
                         failed[path] = f"{reason} (log: {logs[path]})"
                         logger.warning("job %s failed: %s", path, failed[path])
-                    tracker.advance(note=failure_note(failed))
+                    tracker.advance(note=f"{len(failed)} failed")
     except KeyboardInterrupt:
         logger.warning("Ray ends its tasks with this command; the same command resumes them")
         raise

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from probe_eval.distributed import create_accelerator
 from probe_eval.probing import jobs as running
+from probe_eval.storage.shards import DamagedTableError
 from probe_eval.sweeps import engines, plan
 from probe_eval.sweeps.engines import Engine
 from probe_eval.sweeps.plan import Job
@@ -73,13 +74,14 @@ def execute_here(jobs: Sequence[Job], output: Path, accelerator: Accelerator) ->
             run_one(job, output, accelerator)
         except Exception as error:
             # With several processes, one may have failed alone, and the others wait for it.
-            if accelerator.num_processes > 1 and not isinstance(error, ValueError):
+            alone = isinstance(error, DamagedTableError) or not isinstance(error, ValueError)
+            if accelerator.num_processes > 1 and alone:
                 raise
             reason = " ".join(str(error).split()) or repr(error)
             logger.warning("job %d/%d failed: %s", number, len(jobs), reason)
             logger.debug("its traceback", exc_info=True)
             if not is_over(job):
-                failed[f"{job.title} ({job.kind})"] = reason
+                failed[f"job {number} ({job.kind}), {job.title}"] = reason
         done += len(job.cells)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

@@ -12,17 +12,21 @@ from rich import box
 from rich.table import Table
 
 from probe_eval import runs
-from probe_eval.records import RECORD_FILE, TEST_FILE, comparable_key, differences, read_record
+from probe_eval.records import (
+    MIN_SEEDS,
+    RECORD_FILE,
+    SELECTION_FILE,
+    TEST_FILE,
+    Setting,
+    check_comparable,
+    differences,
+    read_record,
+    setting_of,
+)
+from probe_eval.report.names import ARROWS
 
 if TYPE_CHECKING:
     from probe_eval.sweeps.sweep import Cell
-
-SELECTION_FILE = "selection.json"
-MIN_SEEDS = 3
-"""Fewer say little of the spread."""
-
-Setting = tuple[int, int, float]
-"""Block, timestep, peak learning rate: what is chosen, and which comes first in a tie."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,23 +139,15 @@ def check_alike(records: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: naming what differs.
     """
+    check_comparable(records)
     for record in records[1:]:
         first = records[0]
-        if comparable_key(record) != comparable_key(first):
-            differing = "; ".join(differences(first, record))
-            raise ValueError(f"records of {first['task']} cannot be ranked: {differing}")
         one, two = (r["backbone"]["weights_hash"] for r in (first, record))
         if one != two:
             raise ValueError(
                 f"records of {first['task']} cannot be ranked: backbone "
                 f"{first['backbone']['name']!r} has weights {one} in one and {two} in another"
             )
-
-
-def setting_of(record: Mapping[str, Any]) -> Setting:
-    """Block, timestep and learning rate of a record."""
-    features = record["features"]
-    return features["block"], features["timestep"], record["optim"]["peak_lr"]
 
 
 def setting_of_cell(cell: "Cell") -> Setting:
@@ -306,12 +302,11 @@ def results_table(rows: Sequence[Mapping[str, Any]], *, held_out: bool) -> Table
     for name in ("test", "seeds", "chance"):
         table.add_column(name, justify="right")
     for row in rows:
-        arrow = "\u2191" if row["direction"] == "up" else "\u2193"
         scores = [row["held_out"], row["test"]] if held_out else [row["test"]]
-        seeds = max(score["seeds"] for score in scores if score)
+        seeds = min(score["seeds"] for score in scores if score)
         table.add_row(
             *(row["task"], row["backbone"], str(row["block"]), str(row["timestep"])),
-            *(f"{row['peak_lr']:g}", f"{row['metric']} {arrow}"),
+            *(f"{row['peak_lr']:g}", f"{row['metric']} {ARROWS[row['direction']]}"),
             *("-" if score is None else str(Score(**score)) for score in scores),
             f"{seeds}{'' if seeds >= MIN_SEEDS else ' !'}",
             "-" if row["chance"] is None else f"{row['chance']:.4g}",

@@ -33,6 +33,7 @@ FIXED = {
     "optim.peak_lr": "--peak-lrs",
     "seed": "--seeds",
     "held_out": "--held-out",
+    "trackers": "--trackers",
     "output": "--output",
 }
 """Settings of a cell that a sweep decides -> how."""
@@ -71,6 +72,9 @@ class SweepConfig:
     """What runs the jobs: this process and those launched with it, Slurm, or a Ray cluster."""
     engine_options: tuple[str, ...] = ()
     """Options of the engine as NAME=VALUE, such as `partition=gpu`."""
+    trackers: tuple[str, ...] = ()
+    """Where curves go, by the names of Accelerate; `tensorboard` keeps files open for each cell,
+    so it is for sweeps of dozens of cells."""
     retry_failed: bool = False
     """Train cells that failed once more."""
     output: str = "results/sweep"
@@ -166,6 +170,7 @@ def expand(config: SweepConfig) -> list[Cell]:
                                 ),
                                 optim=dataclasses.replace(start.optim, peak_lr=rate),
                                 seed=seed,
+                                trackers=config.trackers,
                             )
                             output = Path(config.output, "cells", cell_name(cell))
                             cell = dataclasses.replace(cell, output=str(output))
