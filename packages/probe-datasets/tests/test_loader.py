@@ -140,10 +140,15 @@ def test_a_worker_killed_after_the_last_batch_is_not_missed(
     shapes: MovingShapes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     whole = epoch(ClipLoader(shapes, 4, shuffle=False))
+    others = set(multiprocessing.active_children())
     with caplog.at_level(logging.WARNING):
         got = [content(batch) for batch in kill_after(len(whole), shapes, tmp_path / "first")]
     assert got == whole
     assert caplog.text == ""
+    # The other worker does not wait for what the dead one held, and the program for it.
+    for worker in set(multiprocessing.active_children()) - others:
+        worker.join(20)
+        assert not worker.is_alive()
 
 
 class Deadly(MovingShapes):

@@ -97,7 +97,13 @@ def load_batches(
             restarts -= 1
             _log.warning("a worker died; new ones go on at batch %d of %d", done + 1, len(batches))
         finally:
+            workers = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
+            if not under_way:
+                # One that was killed while it waited for work may have left the others a lock that
+                # nobody opens, and the program would wait for them at its end.
+                for worker in workers:
+                    worker.kill()
 
 
 _dataset: ClipDataset | None = None  # of a worker
