@@ -240,7 +240,7 @@ def alone(session: nox.Session, packages: list[str]) -> None:
     "package, resolution",
     [
         nox.param(package, resolution, id=f"{package}-{label}", tags=[package, label])
-        for package in PACKAGES
+        for package in reversed(PACKAGES)  # the longest first
         for resolution, label in (("highest", "highest"), ("lowest-direct", "lowest"))
     ],
 )

@@ -6,6 +6,7 @@ been set up, which is later than this file is read.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,16 @@ def random_weights(module: torch.nn.Module, seed: int) -> None:
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.2)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Puts back what a command line that a test ran in this process chose to log."""
+    loggers = [logging.getLogger(name) for name in ("", "probe_eval", "walt_tokenizer")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

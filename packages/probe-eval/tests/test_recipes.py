@@ -44,7 +44,8 @@ each_of_the_study = pytest.mark.parametrize("name", STUDY)
 def test_a_recipe_names_what_there_is(name: str, preset: Preset) -> None:
     config = recipe(name, preset)
     assert isinstance(config, ProbeConfig)
-    assert config == recipe(name, preset) == RECIPES[name](preset)
+    assert config == recipe(name, preset)
+    assert config == dataclasses.replace(RECIPES[name](preset), recipe=name)
     assert config.features.backbone in BACKBONES
     assert config.optim.batch_size % config.optim.accumulate == 0
     assert 0 < config.checkpoint_every <= config.optim.steps
