@@ -446,7 +446,7 @@ class Other(Plain):
         ({"dataset": Clips(frames=8)}, COUNT, COUNT),
         ({"dataset": Clips(sign=-1)}, COUNT, COUNT),
     ],
-    ids=str,
+    ids=lambda value: None if isinstance(value, int) else "-".join(value) or "nothing",
 )
 def test_what_is_kept_serves_its_equal_alone(
     extract: Extract, change: dict[str, Any], encodes: int, forwards: int
